@@ -1,0 +1,168 @@
+"""The typed configuration of one run: plain frozen dataclasses, no behaviour, no Hydra.
+
+`Run` is what everything else is handed. Values come from recipes (YAML) and the command line, see `compose`; rules that
+join several fields are in `rules`. Facts of the paper that are public are the defaults of the recipes; facts that are not
+public are choices, listed with their reasons in docs/choices.md.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Vision:
+    """Vision encoder (paper section 4.1; InternViT). Defaults: InternViT-6B-448px-V1-5 in layout, sizes are the recipe's."""
+
+    layers: int = 45
+    hidden: int = 3200
+    heads: int = 25
+    ffn: int = 12800
+    tile_size: int = 448        # pixels of a tile's side
+    patch: int = 14             # pixels of a patch's side
+    norm: str = "rms"           # rms (6B) | layer (300M)
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False      # 300M: true
+    qk_norm: bool = True        # RMSNorm over the full width, all heads together; 300M: false
+    layer_scale: bool = True
+    layer_scale_init: float = 0.1
+    final_norm: bool = False
+    weights: str | None = None  # safetensors file or folder of a pretrained encoder
+
+
+@dataclass(frozen=True)
+class Connector:
+    """Pixel shuffle, leading LayerNorm, then one or two linears without bias (paper section 4.1; facts 1.4, 1.5)."""
+
+    shuffle: int = 2            # side of the pixel-shuffle block
+    layers: int = 2             # 2: MLP (D, H); 1: one linear (X)
+    hidden: int | None = None   # inner width; default: the language model's ffn
+    norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Language:
+    """Decoder-only language model: Llama/Qwen2 family (RMSNorm, RoPE, SwiGLU, grouped-query attention)."""
+
+    layers: int = 80
+    hidden: int = 8192
+    heads: int = 64
+    kv_heads: int = 8
+    head_dim: int = 128
+    ffn: int = 29568
+    vocab: int = 152064         # rows of the embedding
+    rope_base: float = 1e6
+    norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    tie_embeddings: bool = False
+    weights: str | None = None  # safetensors file or folder of a pretrained model
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Tile tags (paper section 4.2): ordinary text before each tile's visual tokens."""
+
+    kind: str = "1d"                              # none | 1d | 2d_grid | 2d_bbox
+    global_name: str = "tile_global_thumbnail"    # the thumbnail's tag, without brackets; Yi uses tile_global
+
+
+@dataclass(frozen=True)
+class Model:
+    architecture: str = "nvlm_d"
+    vision: Vision = field(default_factory=Vision)
+    connector: Connector = field(default_factory=Connector)
+    language: Language = field(default_factory=Language)
+    tags: Tags = field(default_factory=Tags)
+    tokenizer: str = "tiny"     # "tiny" (shipped) or the path of a tokenizer.json
+    init_std: float = 0.014     # NVLM's public scripts
+    dtype: str = "auto"         # auto: bf16 on GPU, fp32 on CPU | bf16 | fp32
+    recompute: str = "none"     # none | selective (core attention) | full
+    kernels: str = "auto"       # auto | torch | te
+
+
+@dataclass(frozen=True)
+class Train:
+    """Optimisation (paper Tables 10 and 11)."""
+
+    steps: int = 100
+    global_batch: int = 128     # slots of the order per step
+    lr: float = 1e-4
+    min_lr: float = 1e-5
+    warmup_steps: int = 0
+    schedule: str = "cosine"    # cosine | constant
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip_grad: float = 1.0      # global norm; 0: no clipping
+    seed: int = 1234
+    trainable: tuple[str, ...] = ("connector",)                    # components: vision, connector, language (or patterns of names)
+    lr_multipliers: dict[str, float] = field(default_factory=dict)  # component or pattern -> factor
+    max_bad_steps: int = 3      # non-finite steps in a row that stop the run
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of a blend: a folder of shards with its index."""
+
+    path: str = ""
+    weight: float = 1.0
+    epochs: float | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    blend: dict[str, Source] = field(default_factory=dict)
+    validation: dict[str, Source] = field(default_factory=dict)
+    format: str = "chat"        # pretrain (no roles) | chat (ChatML)
+    system_prompt: str | None = "Follow the user's instruction and answer questions."
+    max_tokens: int = 3200      # one sample
+    pack_tokens: int = 4096     # one row, T
+    max_tiles: int = 6          # one image, thumbnail not counted
+    pack_tiles: int = 14        # one row, N
+    thumbnail: bool = True
+    packing: bool = True
+    workers: int = 2            # decoding threads
+    prefetch: int = 2           # steps ahead
+    max_refused: float = 0.05   # share of refused samples (after the first 100 slots) that stops the run
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the model lies on the devices; data-parallel size is what is left."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    virtual: int = 1
+    context: int = 1
+    sequence: bool = False      # sequence parallelism (with tensor > 1)
+    first_stage_layers: int | None = None   # decoder layers beside the vision encoder; default: an even split
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    dir: str = "runs/default"
+    resume: str = "auto"        # auto | never | PATH of a checkpoint
+    save_every: int = 0         # steps; 0: only at the end of a stage
+    keep_last: int = 2
+    async_save: bool = False
+    eval_every: int = 0         # steps between validations; 0: at the end of a stage
+    eval_batches: int = 8
+    log_every: int = 1
+    wandb: str = "off"          # off | offline | online
+    tensorboard: bool = False
+    timeout_s: int = 600        # collective timeout
+    device: str = "auto"        # auto | cpu | cuda
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stage of one run, resolved. Immutable; the only thing training, data and model are built from."""
+
+    recipe: str
+    stage: str                  # pretrain | sft
+    model: Model = field(default_factory=Model)
+    train: Train = field(default_factory=Train)
+    data: Data = field(default_factory=Data)
+    layout: Layout = field(default_factory=Layout)
+    engine: str = "megatron"
+    init: str | None = None     # RUN | CHECKPOINT to start from
+    run: RunSettings = field(default_factory=RunSettings)

@@ -1,0 +1,41 @@
+"""All that the training loop knows of machines. Megatron implements it; DeepSpeed will."""
+
+from typing import Iterable, Mapping, Protocol
+
+import torch
+
+from nvlm_train.contracts import PackedBatch, StepBatch, StepReport
+
+
+class Engine(Protocol):
+    """A model laid out on devices, its optimizer and its collectives."""
+
+    is_main: bool               # exactly one rank of the job logs and writes run files
+    data_rank: int              # this rank's place among the data-parallel replicas
+    data_size: int
+    components: Mapping[str, int]   # component -> parameters of the whole model (vision, connector, language)
+
+    def train_step(self, batch: StepBatch, lr: float) -> StepReport:
+        """Forward, backward and one optimizer update over all rows of the step. Same report on every rank."""
+
+    def evaluate(self, rows: Iterable[PackedBatch]) -> dict[str, tuple[float, float]]:
+        """Source -> (weighted loss sum, weight sum) over all ranks' rows, without gradients. Same number of rows on every rank."""
+
+    def logits(self, row: PackedBatch, at: torch.Tensor) -> torch.Tensor:
+        """Float32 [K, V] next-token logits at the K row positions `at`, the same on every rank (vocabulary gathered, and
+        broadcast from the last pipeline stage). Every model-parallel rank calls it with the same row. For generation and tests."""
+
+    def sharded_state(self, loading: bool) -> dict:
+        """Megatron sharded state dict of model and optimizer (keys `model`, `optimizer`), for the checkpoint frame."""
+
+    def load_state(self, state: dict) -> None:
+        """Take back what `sharded_state` described, once filled."""
+
+    def gather_objects(self, value) -> list:
+        """One Python object of every rank, in rank order, on every rank."""
+
+    def any_rank(self, flag: bool) -> bool:
+        """True on every rank if it is true on one."""
+
+    def barrier(self) -> None:
+        """Wait for every rank."""

@@ -1,0 +1,236 @@
+"""The Megatron engine: the model laid out over tensor, pipeline and data parallel ranks, and one optimizer step on it."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from nvlm_train.config.schema import Run
+from nvlm_train.contracts import PackedBatch, StepBatch, StepReport
+from nvlm_train.engine.optimizer import build_optimizer, set_rates, update
+from nvlm_train.errors import ConfigError
+from nvlm_train.model.freeze import refuse_unmatched, set_trainable
+from nvlm_train.model.init import initialise
+from nvlm_train.model.nvlm import Nvlm, to_device
+from nvlm_train.model.weights import load_component
+from nvlm_train.parallel import groups as parallel
+from nvlm_train.parallel.device import choose_device, choose_dtype
+
+_OPTIMIZER_SHARDING = dict(distrib_optim_sharding_type="fully_reshardable", distrib_optim_fully_reshardable_mem_efficient=False)
+
+
+def _whole_model_names(stage: Nvlm, first_layer: int):
+    """(name with whole-model layer numbers, parameter) of a stage."""
+    lead = "language.decoder.layers."
+    for name, param in stage.named_parameters():
+        if name.startswith(lead):
+            local, rest = name[len(lead):].split(".", 1)
+            name = f"{lead}{int(local) + first_layer}.{rest}"
+        yield name, param
+
+
+class MegatronEngine:
+    """See `engine.interface.Engine`. Build it on every rank of the job with the same run."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.device = choose_device(run.run.device)
+        self.dtype = choose_dtype(run.model.dtype, self.device)
+        parallel.start(self.device, run.run.timeout_s)
+        self.groups = parallel.lay_out(run.layout, run.train.seed)
+        self.is_main = self.groups.rank == 0
+        self.data_rank, self.data_size = self.groups.data_rank, self.groups.data_size
+        self._sources = sorted({*run.data.blend, *run.data.validation})
+        self._schedule = get_forward_backward_func()
+        self._build()
+
+    # -- building ---------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        run, layout = self.run, self.run.layout
+        kernels = "torch" if run.model.kernels == "auto" else run.model.kernels
+        stages = []
+        for vp_stage in range(layout.virtual) if layout.virtual > 1 else [None]:
+            first, last = parallel.stage_flags(layout, vp_stage)
+            stage = Nvlm(run.model, layout, self.dtype, kernels, first, last, vp_stage)
+            initialise(stage, run.model, run.train.seed)
+            for component in ("vision", "language"):
+                load_component(stage, component, getattr(run.model, component).weights)
+            stages.append(stage)
+        names = self._set_trainable(stages)
+        self.config = stages[0].config
+        self.config.finalize_model_grads_func = lambda models, tokens=None, **extra: finalize_model_grads(models, None, **extra)
+        ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+        self.chunks = [DistributedDataParallel(s.config, ddp, s) for s in stages]
+        for key in ("trainable", "lr_multipliers"):
+            refuse_unmatched(getattr(run.train, key), names, f"train.{key}")
+        self.optimizer = build_optimizer(self.chunks, run.train, bf16=self.dtype == torch.bfloat16)
+
+    def _set_trainable(self, stages: list[Nvlm]) -> list[str]:
+        """Freeze by pattern. Returns every parameter name of the whole model."""
+        mine = []
+        for stage in stages:
+            layers = stage.language.decoder.layers
+            named = list(_whole_model_names(stage, layers[0].layer_number - 1 if len(layers) else 0))
+            set_trainable(named, self.run.train.trainable)
+            mine += [(name, param.requires_grad) for name, param in named]
+        everywhere = [pair for part in self.gather_objects(mine) for pair in part]
+        if not any(trained for _, trained in everywhere):
+            raise ConfigError(f"train.trainable={list(self.run.train.trainable)} leaves nothing to train: "
+                              "name a component (vision, connector, language)")
+        return sorted({name for name, _ in everywhere})
+
+    def close(self) -> None:
+        """Give up this layout's groups and memory; the job stays joined, another stage may build its engine."""
+        self.chunks, self.optimizer = [], None
+        parallel.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # -- one step ---------------------------------------------------------------------------------------------------
+
+    def _run_schedule(self, rows, loss_func, want: str = "loss", at=None, forward_only=False) -> list:
+        """Megatron's schedule over rows; what the last stage's loss_func reported, in row order."""
+
+        def forward_step(iterator, stage):
+            row = next(iterator)
+            return stage(to_device(row, self.device, at), want), lambda output, **_: loss_func(row, output)
+
+        rows = list(rows)
+        iterators = [iter(rows) for _ in self.chunks]
+        return self._schedule(
+            forward_step_func=forward_step, data_iterator=iterators if len(iterators) > 1 else iterators[0], model=self.chunks,
+            num_microbatches=len(rows), seq_length=self.run.data.pack_tokens, micro_batch_size=1, forward_only=forward_only,
+            collect_non_loss_data=want == "logits")
+
+    def _sums(self, row: PackedBatch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(weighted loss sum of the row, float64 [sources, 2] of loss and weight sums per source)."""
+        at = row.loss_weights_T.nonzero()[:, 0]
+        if not len(at):
+            return losses.sum() * 0.0, torch.zeros(len(self._sources), 2, dtype=torch.float64, device=losses.device)
+        segment = torch.searchsorted(row.cu_seqlens[1:].long(), at, right=True)
+        source = torch.tensor([self._sources.index(s) for s in row.sources])[segment].to(losses.device)
+        weights = row.loss_weights_T[at].to(losses.device)
+        weighted = losses * weights
+        sums = torch.zeros(len(self._sources), 2, dtype=torch.float64, device=losses.device)
+        sums.index_add_(0, source, torch.stack((weighted.detach(), weights), 1).double())
+        return weighted.sum(), sums
+
+    def _reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over data-parallel replicas; each replica's values are counted once, whichever of its ranks holds them."""
+        holds = self.groups.rank == self.groups.last_stage_rank
+        total = values.to(self.device) if holds else torch.zeros_like(values, device=self.device)
+        dist.all_reduce(total)
+        return total
+
+    def _global_weight(self, rows: Iterable[PackedBatch]) -> float:
+        return float(self._reduce(torch.tensor(sum(float(r.loss_weights_T.sum(dtype=torch.float64)) for r in rows), dtype=torch.float64)))
+
+    def train_step(self, batch: StepBatch, lr: float) -> StepReport:
+        """Forward and backward over all rows, then one update. A step without any supervised token is refused."""
+        rows = list(batch.rows)
+        weight = self._global_weight(rows)
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        one = torch.ones((), dtype=torch.int, device=self.device)  # Megatron's own token count, unused
+
+        def loss_func(row, losses):
+            total, sums = self._sums(row, losses)
+            return total / weight if weight else total, one, sums
+
+        reports = self._run_schedule(rows, loss_func)
+        facts = torch.tensor([[sum(r.real_tokens for r in rows), sum(len(r.tokens_T) for r in rows)],
+                              [sum(len(r.tiles_nCPP) for r in rows), len(rows)]], dtype=torch.float64, device=self.device)
+        sums = sum(reports) if reports else torch.zeros(len(self._sources), 2, dtype=torch.float64, device=self.device)
+        sums = self._reduce(torch.cat((sums, facts))).tolist()
+        by_source, ((tokens, padded), (tiles, row_count)) = sums[:-2], sums[-2:]
+        loss = sum(s for s, _ in by_source) / weight if weight else 0.0
+        set_rates(self.optimizer, lr, self.run.train.weight_decay)
+        norm, applied = update(self.optimizer, self.run.train.clip_grad, math.isfinite(loss) and weight > 0)
+        return StepReport(
+            loss=loss, grad_norm=norm, weight=weight, tokens=int(tokens), padded_tokens=int(padded), tiles=int(tiles),
+            rows=int(row_count), skipped=not applied,
+            source_losses={name: (s, w) for name, (s, w) in zip(self._sources, by_source) if w})
+
+    # -- without gradients ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, rows: Iterable[PackedBatch]) -> dict[str, tuple[float, float]]:
+        """Source -> (weighted loss sum, weight sum) over all ranks' rows."""
+        self._eval()
+        one = torch.ones((), dtype=torch.int, device=self.device)
+
+        def loss_func(row, losses):
+            total, sums = self._sums(row, losses)
+            return total, one, sums
+
+        reports = self._run_schedule(rows, loss_func, forward_only=True)
+        sums = sum(reports) if reports else torch.zeros(len(self._sources), 2, dtype=torch.float64, device=self.device)
+        return {name: (s, w) for name, (s, w) in zip(self._sources, self._reduce(sums).tolist()) if w}
+
+    @torch.no_grad()
+    def logits(self, row: PackedBatch, at: torch.Tensor) -> torch.Tensor:
+        """float32 [K, V] at row positions `at`, on every rank of the replica."""
+        self._eval()
+        copies = self.groups.pipeline_size if len(self.chunks) > 1 else 1  # the interleaved schedule wants full rounds
+        reports = self._run_schedule([row] * copies, lambda _, output: output.float(), want="logits", at=at, forward_only=True)
+        vocab = self.run.model.language.vocab
+        part = reports[0].contiguous() if reports else torch.empty(len(at), vocab // self.groups.tensor_size, device=self.device)
+        if reports and self.groups.tensor_size > 1:
+            parts = [torch.empty_like(part) for _ in range(self.groups.tensor_size)]
+            dist.all_gather(parts, part, group=self.groups.tensor_group)
+            part = torch.cat(parts, -1)
+        whole = part if part.shape[-1] == vocab else torch.empty(len(at), vocab, device=self.device)
+        if self.groups.pipeline_size > 1:
+            dist.broadcast(whole, self.groups.last_stage_rank, group=self.groups.model_group)
+        return whole
+
+    def _eval(self) -> None:
+        for chunk in self.chunks:
+            chunk.eval()
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def stages(self) -> list[Nvlm]:
+        """This rank's (virtual) pipeline stages, unwrapped."""
+        return [chunk.module for chunk in self.chunks]
+
+    def sharded_state(self, loading: bool) -> dict:
+        """Megatron sharded state dict of model (one dict over all this rank's stages) and optimizer."""
+        model = {}
+        for number, stage in enumerate(self.stages()):
+            model.update(stage.sharded_state_dict(prefix="" if len(self.chunks) == 1 else f"{number}/"))
+        return {"model": model,
+                "optimizer": self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=dict(_OPTIMIZER_SHARDING))}
+
+    def load_state(self, state: dict) -> None:
+        """Take loaded tensors back; without "optimizer" the optimizer restarts from the loaded weights."""
+        for number, stage in enumerate(self.stages()):
+            prefix = "" if len(self.chunks) == 1 else f"{number}/"
+            stage.load_state_dict({k[len(prefix):]: v for k, v in state["model"].items() if k.startswith(prefix)})
+        if "optimizer" in state:
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:
+            self.optimizer.reload_model_params()
+
+    # -- agreement --------------------------------------------------------------------------------------------------
+
+    def gather_objects(self, value) -> list:
+        """One Python object of every rank, in rank order."""
+        out = [None] * self.groups.world
+        dist.all_gather_object(out, value)
+        return out
+
+    def any_rank(self, flag: bool) -> bool:
+        """True everywhere if true anywhere."""
+        seen = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+        return bool(seen)
+
+    def barrier(self) -> None:
+        dist.barrier()

@@ -1,0 +1,98 @@
+"""AdamW inside Megatron's distributed optimizer: fp32 master weights, state sharded over data parallel, reshardable.
+
+Where Transformer Engine or NVIDIA's apex is installed, Megatron brings its fused Adam. Otherwise it falls back to torch's
+AdamW, which keeps its step count per tensor: the distributed optimizer's reshardable checkpoint cannot load that. The class
+below keeps it per group, as the fused ones do, and calls torch's own (on a GPU fused) kernel.
+"""
+
+import math
+
+import megatron.core.optimizer as megatron_optimizer
+import megatron.core.optimizer.distrib_optimizer as distributed
+import torch
+from megatron.core.optimizer import OptimizerConfig, ParamKey, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.optimizer_config import ParamWithNamePredicate
+
+from nvlm_train.config.schema import Train
+from nvlm_train.model.freeze import matches
+
+
+class AdamW(torch.optim.Optimizer):
+    """Decoupled weight decay (Loshchilov & Hutter 2019), step count in the parameter group."""
+
+    def __init__(self, params, lr: float, weight_decay: float, betas: tuple[float, float], eps: float, **_):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, betas=betas, eps=eps))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if not self.state[p]:
+                    self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            cuda = params[0].is_cuda
+            before = torch.tensor(float(group["step"] - 1), device=params[0].device)
+            torch.optim._functional.adamw(
+                params, [p.grad for p in params], [self.state[p]["exp_avg"] for p in params],
+                [self.state[p]["exp_avg_sq"] for p in params], [], [before.clone() for _ in params],
+                foreach=False, fused=cuda, capturable=False, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1],
+                lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False)
+
+
+def _use_own_adam_if_none_is_fused() -> None:
+    if not getattr(megatron_optimizer, "USING_PYTORCH_OPTIMIZER", False):
+        return
+    megatron_optimizer.Adam = distributed.Adam = AdamW
+    megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
+    distributed.HAVE_APEX_OR_TE, distributed.USING_TE_OPTIMIZER, distributed.USING_APEX_OPTIMIZER = True, False, True
+
+
+def _overrides(train: Train) -> dict:
+    """Megatron's parameter-group overrides: no weight decay on vectors, one learning-rate factor a pattern.
+
+    Names reach the predicates as `module.<whole-model name>` (layer numbers are the stage's own).
+    """
+    vectors = ParamWithNamePredicate(name="vectors", fn=lambda param, name: param.ndim == 1)
+    overrides = {ParamKey(with_name_predicate=vectors): {"wd_mult": 0.0}}
+    for pattern, factor in sorted(train.lr_multipliers.items()):
+        chosen = ParamWithNamePredicate(name=pattern, fn=lambda param, name, p=pattern: matches(p, name.removeprefix("module.")))
+        overrides[ParamKey(with_name_predicate=chosen)] = {"lr_mult": float(factor)}
+    return overrides
+
+
+def build_optimizer(chunks: list, train: Train, bf16: bool):
+    """Megatron's distributed optimizer over the chunks' trainable parameters."""
+    _use_own_adam_if_none_is_fused()
+    config = OptimizerConfig(
+        optimizer="adam", lr=train.lr, min_lr=train.min_lr, weight_decay=train.weight_decay, adam_beta1=train.beta1,
+        adam_beta2=train.beta2, adam_eps=train.eps, clip_grad=train.clip_grad, bf16=bf16, use_distributed_optimizer=True)
+    return get_megatron_optimizer(config, chunks, config_overrides=_overrides(train))
+
+
+def set_rates(optimizer, lr: float, weight_decay: float) -> None:
+    """This step's learning rate and decay, times each group's own factors."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_mult", 1.0)
+        group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
+
+
+def update(optimizer, clip: float, loss_is_finite: bool) -> tuple[float, bool]:
+    """One clipped step. Returns (gradient norm before clipping, whether it was applied).
+
+    The norm is reduced over all ranks before anyone steps, so all agree; a non-finite step is left out whole, never
+    multiplied by zero (0 * NaN is NaN).
+    """
+    optimizer.prepare_grads()
+    norm = float(optimizer.get_grad_norm())
+    if not (loss_is_finite and math.isfinite(norm)):
+        return norm, False
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        params = [] if getattr(part, "is_stub_optimizer", False) else part.get_parameters()
+        if clip > 0 and params:
+            clip_grad_by_total_norm_fp32(params, max_norm=clip, total_norm=norm)
+    optimizer.step_with_ready_grads()
+    return norm, True

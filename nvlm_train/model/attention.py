@@ -1,0 +1,85 @@
+"""Core attention of packed rows: causal, grouped-query, never across a sample's boundary.
+
+Megatron's unfused local attention has no packing and holds T x T scores; this part takes its place in the layer spec. On a
+GPU it is torch's variable-length flash attention; on the CPU one causal call per sample, which is block-diagonal by
+construction, so that a sample's result cannot depend, not even in rounding, on its neighbours in the row.
+"""
+
+import inspect
+
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor, nn
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch < 2.10
+    varlen_attn = None
+
+
+def packing(cu_seqlens: Tensor, longest: int, edges: list[int]) -> PackedSeqParams:
+    """What a row's layers need to know of its samples, in the carrier that Megatron passes to every core attention.
+
+    cu_seqlens: int32 [segments + 1] on the device; longest: tokens of the longest segment (a bound serves);
+    edges: the same boundaries on the host, so that no layer waits for the device. `sbhd` keeps Megatron's own per-sample
+    rotary path off: positions are given explicitly.
+    """
+    params = PackedSeqParams(qkv_format="sbhd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
+                             max_seqlen_q=longest, max_seqlen_kv=longest)
+    params.edges = edges
+    return params
+
+
+def _causal_arguments() -> dict:
+    """How this torch spells "causal": an argument from 2.12 on, a window before."""
+    names = inspect.signature(varlen_attn).parameters
+    return {"is_causal": True} if "is_causal" in names else {"window_size": (-1, 0)}
+
+
+def _by_segment(q: Tensor, k: Tensor, v: Tensor, edges: list[int], scale: float | None) -> Tensor:
+    """One causal attention a segment. q [T, heads, d], k and v [T, kv_heads, d] -> [T, heads, d]."""
+    out = []
+    for start, end in zip(edges, edges[1:]):
+        qs, ks, vs = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        out.append(F.scaled_dot_product_attention(qs, ks, vs, is_causal=True, scale=scale, enable_gqa=True)[0].transpose(0, 1))
+    return torch.cat(out)
+
+
+def _by_mask(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float | None) -> Tensor:
+    """One call under a block-diagonal causal mask, for GPUs whose torch has no variable-length attention."""
+    place = torch.arange(len(q), device=q.device)
+    segment = torch.searchsorted(cu_seqlens, place, right=True)
+    mask = (segment[:, None] == segment[None]) & (place[:, None] >= place[None])
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)[0].transpose(0, 1)
+
+
+class PackedCausalAttention(nn.Module):
+    """Megatron core-attention builder signature; holds no parameters."""
+
+    def __init__(self, config, layer_number: int, attn_mask_type, attention_type: str, attention_dropout=None,
+                 softmax_scale: float | None = None, **_):
+        super().__init__()
+        self.scale = softmax_scale
+        self.causal = _causal_arguments() if varlen_attn else {}
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask=None, *, attn_mask_type=None,
+                attention_bias=None, packed_seq_params: PackedSeqParams) -> Tensor:
+        """query [T, 1, heads, d], key and value [T, 1, kv_heads, d] -> [T, 1, heads * d]. One row a micro-batch."""
+        if query.shape[1] != 1:
+            raise ValueError(f"a micro-batch is one packed row, but {query.shape[1]} sequences came")
+        q, k, v = query[:, 0], key[:, 0], value[:, 0]
+        packed = packed_seq_params
+        if not q.is_cuda:
+            out = _by_segment(q, k, v, packed.edges, self.scale)
+        elif varlen_attn is None or q.dtype == torch.float32:  # flash kernels take half precision only
+            out = _by_mask(q, k, v, packed.cu_seqlens_q, self.scale)
+        else:
+            repeats = q.shape[1] // k.shape[1]
+            if repeats > 1:  # torch's varlen_attn has no grouped-query form
+                k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+            extra = {} if self.scale is None else {"scale": self.scale}
+            out = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), packed.cu_seqlens_q, packed.cu_seqlens_kv,
+                              packed.max_seqlen_q, packed.max_seqlen_kv, **self.causal, **extra)
+        return out.reshape(len(q), 1, -1)

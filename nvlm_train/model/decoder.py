@@ -1,0 +1,129 @@
+"""The language model: embedding, Megatron's TransformerBlock with our attention and norms, and the output layer.
+
+Everything that names Megatron's layer specs is here. Positions are explicit (packed rows restart them), and only asked-for
+positions reach the output layer: logits of the vocabulary are the largest tensor of a step.
+"""
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from nvlm_train.config.schema import Language, Layout, Model
+from nvlm_train.model.attention import PackedCausalAttention
+from nvlm_train.model.norm import RMSNorm
+from nvlm_train.model.vision import padded_heads
+
+_RECOMPUTE = {
+    "none": {},
+    "selective": dict(recompute_granularity="selective", recompute_modules=["core_attn"]),
+    "full": dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1),
+}
+
+
+def _leave(tensor: Tensor) -> None:
+    """Megatron's initialisation hook; ours runs afterwards, by name (see `init`)."""
+
+
+def language_config(model: Model, layout: Layout, dtype: torch.dtype) -> TransformerConfig:
+    """Megatron's configuration of the decoder, from ours."""
+    lm = model.language
+    return TransformerConfig(
+        num_layers=lm.layers, hidden_size=lm.hidden, num_attention_heads=lm.heads, num_query_groups=lm.kv_heads,
+        kv_channels=lm.head_dim, ffn_hidden_size=lm.ffn, layernorm_epsilon=lm.norm_eps, add_qkv_bias=lm.qkv_bias,
+        normalization="RMSNorm", gated_linear_unit=True, activation_func=F.silu, add_bias_linear=False,
+        hidden_dropout=0.0, attention_dropout=0.0, init_method=_leave, output_layer_init_method=_leave,
+        tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
+        num_layers_in_first_pipeline_stage=layout.first_stage_layers if layout.pipeline > 1 else None,
+        sequence_parallel=layout.sequence and layout.tensor > 1, params_dtype=dtype, pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16, calculate_per_token_loss=True, masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False, bias_activation_fusion=False, bias_dropout_fusion=False,
+        batch_p2p_comm=torch.cuda.is_available(), **_RECOMPUTE[model.recompute])
+
+
+def encoder_config(model: Model, layout: Layout, dtype: torch.dtype) -> TransformerConfig:
+    """Megatron's configuration of encoder and connector: tensor parallel only, whole on the first stage."""
+    vit = model.vision
+    heads = padded_heads(vit.heads, layout.tensor)
+    return TransformerConfig(
+        num_layers=vit.layers, hidden_size=vit.hidden, num_attention_heads=heads, ffn_hidden_size=vit.ffn,
+        kv_channels=vit.hidden // vit.heads, num_query_groups=heads, init_method=_leave, output_layer_init_method=_leave,
+        tensor_model_parallel_size=layout.tensor, params_dtype=dtype, bf16=dtype == torch.bfloat16, gradient_accumulation_fusion=False)
+
+
+def _layer_spec(kernels: str):
+    """Megatron's decoder layer with our norm and core attention; with Transformer Engine's linears where chosen."""
+    if kernels == "te":
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+
+        spec = get_gpt_layer_with_transformer_engine_spec()
+    else:
+        spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+        spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RMSNorm
+    spec.submodules.self_attention.submodules.core_attention = PackedCausalAttention
+    return spec
+
+
+def rotary_angles(positions_T: Tensor, head_dim: int, base: float) -> Tensor:
+    """Plain 1-D RoPE angles of explicit positions, float32 [T, 1, 1, head_dim], halves repeated (rotate-half convention)."""
+    inverse = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_T.device) / head_dim)
+    angles = positions_T.float()[:, None] * inverse
+    return torch.cat((angles, angles), -1)[:, None, None]
+
+
+class Decoder(MegatronModule):
+    """One pipeline stage of the language model."""
+
+    def __init__(self, config: TransformerConfig, language: Language, kernels: str, pre_process: bool, post_process: bool,
+                 vp_stage: int | None):
+        super().__init__(config)
+        self.language, self.pre_process, self.post_process = language, pre_process, post_process
+        if pre_process:
+            self.embedding = VocabParallelEmbedding(language.vocab, language.hidden, init_method=config.init_method, config=config)
+        layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+        specs = TransformerBlockSubmodules([_layer_spec(kernels) for _ in range(layers)], RMSNorm)
+        self.decoder = TransformerBlock(config, specs, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage)
+        if post_process:
+            tied = language.tie_embeddings and pre_process
+            self.output_layer = ColumnParallelLinear(
+                language.hidden, language.vocab, config=config, init_method=config.init_method, bias=False,
+                skip_bias_add=False, gather_output=False, skip_weight_param_allocation=tied)
+            # The rows arrive already gathered and thinned to the supervised ones: no sequence to gather here.
+            self.output_layer.sequence_parallel = False
+            self.output_layer.allreduce_dgrad = config.tensor_model_parallel_size > 1
+
+    def embed(self, tokens_T: Tensor) -> Tensor:
+        """[T] -> [T, 1, H], whole on every tensor-parallel rank."""
+        return self.embedding(tokens_T[:, None])
+
+    def run(self, hidden_T1H: Tensor | None, positions_T: Tensor, packed: PackedSeqParams) -> Tensor:
+        """The stage's layers. First stage: hidden [T, 1, H]; later ones take what `set_input_tensor` was given.
+
+        Under sequence parallelism the result is this rank's slice [T / tensor, 1, H].
+        """
+        if self.pre_process:
+            if self.config.sequence_parallel:
+                hidden_T1H = scatter_to_sequence_parallel_region(hidden_T1H)
+            if torch.is_grad_enabled() and not hidden_T1H.requires_grad:
+                # The next stage will send a gradient back, whatever is frozen here.
+                hidden_T1H = hidden_T1H.detach().requires_grad_()
+        angles = rotary_angles(positions_T, self.language.head_dim, self.language.rope_base)
+        out = self.decoder(hidden_T1H, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=packed)
+        return out[0] if isinstance(out, tuple) else out
+
+    def logits(self, hidden: Tensor, at_K: Tensor) -> Tensor:
+        """Last stage's hidden states -> this rank's vocabulary slice of the logits at row positions at_K: [K, V / tensor]."""
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+        weight = self.embedding.weight if self.output_layer.weight is None else None
+        return self.output_layer(hidden.index_select(0, at_K), weight=weight)[0][:, 0]

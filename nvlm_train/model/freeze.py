@@ -1,0 +1,29 @@
+"""Which parameters a stage trains, by component or pattern. A pattern that matches nothing is an error, not a wish."""
+
+from fnmatch import fnmatchcase
+
+from nvlm_train.errors import ConfigError
+
+
+def matches(pattern: str, name: str) -> bool:
+    """`connector` matches the whole component; `language.decoder.layers.0.*` matches names like a shell pattern."""
+    return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
+
+
+def unmatched(patterns, names) -> list[str]:
+    """Patterns that match none of the names."""
+    return [p for p in patterns if not any(matches(p, n) for n in names)]
+
+
+def set_trainable(named_parameters, patterns) -> None:
+    """Train what a pattern matches, freeze the rest. named_parameters: (whole-model name, parameter) pairs of this rank."""
+    for name, param in named_parameters:
+        param.requires_grad_(any(matches(p, name) for p in patterns))
+
+
+def refuse_unmatched(patterns, names, key: str) -> None:
+    """Raise ConfigError if a pattern matches none of the whole model's parameter names."""
+    lost = unmatched(patterns, names)
+    if lost:
+        raise ConfigError([f"{key}: {p!r} matches no parameter; components are vision, connector and language, "
+                           f"a parameter is named like {min(names)!r}" for p in lost])

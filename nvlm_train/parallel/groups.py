@@ -1,0 +1,102 @@
+"""Process groups: the only reader and writer of Megatron's global parallel state.
+
+`start` joins the job (torchrun's environment, or alone), `lay_out` makes the groups of one layout, and everybody else is
+handed the `Groups`. Stages with different layouts call `lay_out` again after `clear`.
+"""
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as ps
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from nvlm_train.config.schema import Layout
+from nvlm_train.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Where this rank stands. `model_group` is one replica of the model (tensor x pipeline ranks)."""
+
+    rank: int
+    world: int
+    tensor_rank: int
+    tensor_size: int
+    pipeline_rank: int
+    pipeline_size: int
+    data_rank: int
+    data_size: int
+    tensor_group: dist.ProcessGroup
+    model_group: dist.ProcessGroup
+    data_group: dist.ProcessGroup
+
+    @property
+    def model_ranks(self) -> list[int]:
+        """Global ranks of this rank's model replica; the first one reads its data."""
+        return dist.get_process_group_ranks(self.model_group)
+
+    @property
+    def last_stage_rank(self) -> int:
+        """Global rank of the last pipeline stage with this rank's replica, tensor rank 0."""
+        return self.model_ranks[-self.tensor_size]
+
+
+def start(device: torch.device, timeout_s: int) -> None:
+    """Join the job once. Under torchrun the rendezvous is torchrun's; alone, a world of one without any network.
+
+    Every restart of a torchrun job gets its own name space in the store: gloo would otherwise read the dead peers' addresses.
+    """
+    if dist.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = datetime.timedelta(seconds=timeout_s)
+    if "RANK" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(backend, store=dist.PrefixStore(f"attempt-{attempt}", store), rank=rank, world_size=world, timeout=timeout)
+
+
+def lay_out(layout: Layout, seed: int) -> Groups:
+    """Make the groups of a layout over all ranks of the job.
+
+    Raises ConfigError when the ranks cannot be divided by tensor x pipeline.
+    """
+    world = dist.get_world_size()
+    replica = layout.tensor * layout.pipeline * layout.context
+    if world % replica:
+        raise ConfigError(f"layout.tensor={layout.tensor} x layout.pipeline={layout.pipeline} needs a multiple of {replica} "
+                          f"processes, but there are {world}: start torchrun with --nproc-per-node {replica}, or change the layout")
+    ps.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
+        context_parallel_size=layout.context)
+    model_parallel_cuda_manual_seed(seed)
+    return Groups(
+        rank=dist.get_rank(), world=world,
+        tensor_rank=ps.get_tensor_model_parallel_rank(), tensor_size=layout.tensor,
+        pipeline_rank=ps.get_pipeline_model_parallel_rank(), pipeline_size=layout.pipeline,
+        data_rank=ps.get_data_parallel_rank(), data_size=ps.get_data_parallel_world_size(),
+        tensor_group=ps.get_tensor_model_parallel_group(), model_group=ps.get_model_parallel_group(),
+        data_group=ps.get_data_parallel_group())
+
+
+def stage_flags(layout: Layout, vp_stage: int | None) -> tuple[bool, bool]:
+    """(first, last): whether this rank's (virtual) stage embeds tokens, and whether it answers."""
+    return (ps.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+            ps.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage))
+
+
+def clear() -> None:
+    """Forget the layout's groups; the job itself goes on."""
+    ps.destroy_model_parallel()
+
+
+def stop() -> None:
+    """Leave the job."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
