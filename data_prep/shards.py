@@ -1,0 +1,209 @@
+"""Writes samples into plain webdataset tars, and indexes tars written by anyone.
+
+Layout of a sample: `KEY.json` with turns and the names of its pictures, then `KEY.0.jpg`, `KEY.1.png`, ...
+"""
+
+import argparse
+import hashlib
+import io
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from nvlm_train.contracts import Sample
+from nvlm_train.data.images import image_extension, image_size
+from nvlm_train.data.index import FOLDER_INDEX, ShardEntry, ShardIndex, check_key, write_folder_index, write_shard_index
+from nvlm_train.data.records import IMAGE_EXTENSIONS, read_record, write_record
+from nvlm_train.data.shards import ShardFolder, file_sha256
+from nvlm_train.errors import DataError, SampleRefused
+
+_BLOCK = tarfile.BLOCKSIZE
+
+
+# Writing
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)   # owner 0, time 0, mode 0644: nothing in it depends on who writes, or when
+    member.size = len(data)
+    try:
+        tar.addfile(member, io.BytesIO(data))
+    except ValueError as error:
+        raise DataError(f"{name!r} cannot be a tar member: {error}. Use a shorter key") from error
+
+
+def _write_shard(path: Path, samples: Iterable[Sample]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for sample in samples:
+                check_key(sample.key, "write_shards")
+                if "." in Path(sample.key).name:
+                    raise DataError(f"the key {sample.key!r} has a dot in its last part; webdataset would cut it there")
+                names = [f"{sample.key}.{i}.{image_extension(image)}" for i, image in enumerate(sample.images)]
+                _add(tar, f"{sample.key}.json", write_record(sample.turns, [Path(name).name for name in names], sample.meta))
+                for name, image in zip(names, sample.images, strict=True):
+                    _add(tar, name, image)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_shards(folder: Path | str, samples: Iterable[Sample], samples_per_shard: int = 1000) -> dict:
+    """Write samples, in the given order, into `folder`/shard-000000.tar ... and index them. Returns the manifest of `index_folder`.
+
+    The same samples give the same bytes. Raises DataError if the folder already holds shards, a key cannot be one, or there is no
+    sample; SampleRefused if an image is not a picture (check samples first).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob("*.tar")):
+        raise DataError(f"{folder} already holds shards: write into a new folder, or remove them first")
+    stream = iter(samples)
+    for number, first in enumerate(stream):
+        batch = [first, *islice(stream, samples_per_shard - 1)]
+        _write_shard(folder / f"shard-{number:06d}.tar", batch)
+    return index_folder(folder)
+
+
+# Indexing
+
+def _members(path: Path) -> list[tarfile.TarInfo]:
+    """Regular members of a tar, in order. Raises DataError for a tar that is damaged, cut off, or holds what a shard must not."""
+    size = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = list(tar)
+    except tarfile.TarError as error:
+        raise DataError(f"shard {path} is not a readable tar: {error}") from error
+    end = max((member.offset_data + -(-member.size // _BLOCK) * _BLOCK for member in members), default=0)
+    with open(path, "rb") as file:
+        file.seek(end)
+        tail = file.read(2 * _BLOCK)
+    # tarfile takes a damaged header, or a cut between members, for the end of the archive; a real end is two blocks of zeros.
+    if tail != bytes(2 * _BLOCK):
+        last = members[-1].name if members else "its start"
+        raise DataError(f"shard {path} is truncated or damaged: {size:,} bytes, and no end mark at byte {end:,}, after {last}. Copy it again")
+    members = [member for member in members if not member.isdir()]
+    for member in members:
+        check_key(member.name, str(path))
+        extension = member.name.rpartition(".")[2].lower()
+        if not member.isreg():
+            raise DataError(f"shard {path} holds {member.name}, a link or device; a shard holds plain files only")
+        if extension != "json" and extension not in IMAGE_EXTENSIONS:
+            raise DataError(f"shard {path} holds {member.name}; a shard holds json and pictures ({', '.join(sorted(IMAGE_EXTENSIONS))}) only, "
+                            "nothing that other tools might run or unpickle")
+    repeated = [name for name, count in Counter(member.name for member in members).items() if count > 1]
+    if repeated:
+        raise DataError(f"shard {path} holds {len(repeated)} members twice, {repeated[0]} first")
+    return members
+
+
+def _key_and_suffix(name: str) -> tuple[str, str]:
+    """webdataset's rule: the key ends at the first dot of the last part."""
+    parent, slash, last = name.rpartition("/")
+    stem, _, suffix = last.partition(".")
+    return parent + slash + stem, suffix
+
+
+def _size_or_zero(image: bytes) -> tuple[int, int]:
+    try:
+        return image_size(image)
+    except SampleRefused:
+        return 0, 0
+
+
+def _index_shard(path: Path) -> tuple[ShardEntry, ShardIndex]:
+    groups: dict[str, dict[str, tarfile.TarInfo]] = {}
+    for member in _members(path):
+        key, _ = _key_and_suffix(member.name)
+        groups.setdefault(key, {})[member.name] = member
+    records, images, first, digests, refused = [], [], [0], [], {}
+    with open(path, "rb") as file:
+        def read(member: tarfile.TarInfo) -> bytes:
+            file.seek(member.offset_data)
+            return file.read(member.size)
+
+        for place, (key, members) in enumerate(groups.items()):
+            record = members.get(f"{key}.json")
+            data = read(record) if record else b""
+            records.append((record.offset_data, record.size) if record else (0, 0))
+            digest = hashlib.sha256(data)
+            try:
+                for name in _image_names(key, data, members):
+                    image = read(members[name])
+                    digest.update(image)
+                    images.append((members[name].offset_data, members[name].size, *_size_or_zero(image)))
+            except SampleRefused as error:
+                refused[place] = str(error)
+            first.append(len(images))
+            digests.append(digest.hexdigest())
+    index = ShardIndex(tuple(groups), np.array(records, dtype=np.int64).reshape(-1, 2), np.array(first, dtype=np.int64),
+                       np.array(images, dtype=np.int64).reshape(-1, 4), tuple(digests), refused)
+    return ShardEntry(path.name, path.stat().st_size, file_sha256(path), len(groups)), index
+
+
+def _image_names(key: str, record: bytes, members: dict[str, tarfile.TarInfo]) -> list[str]:
+    """Full member names of the sample's pictures. Raises SampleRefused: missing_json, bad_json, missing_image."""
+    if not record:
+        raise SampleRefused("missing_json", f"no {key}.json")
+    folder = key.rpartition("/")[0]
+    names = [f"{folder}/{name}" if folder else name for name in read_record(record).images]
+    missing = [name for name in names if name not in members]
+    if missing:
+        raise SampleRefused("missing_image", f"{key}.json names {missing[0]}, which is not among its members")
+    return names
+
+
+def index_folder(folder: Path | str, progress: Callable[[str], None] = lambda shard: None) -> dict:
+    """Index every *.tar of a folder, in name order, and return a manifest.
+
+    Manifest: shards, samples, images, bytes, refused (reason -> samples that are indexed and will be left out), broken_images.
+    Raises DataError for a tar that is damaged or unsafe, or keys that occur twice. `progress` is told each shard's name when done.
+    """
+    folder = Path(folder)
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        raise DataError(f"no *.tar in {folder}: nothing to index")
+    entries, seen, reasons, images, broken = [], {}, Counter(), 0, 0
+    for path in paths:
+        entry, index = _index_shard(path)
+        for key in index.keys:
+            if key in seen:
+                raise DataError(f"the key {key} is in {seen[key]} and in {entry.name}: keys name samples, make them differ")
+            seen[key] = entry.name
+        write_shard_index(folder, entry, index)
+        entries.append(entry)
+        reasons.update(reason.partition(":")[0] for reason in index.refused.values())
+        images += len(index.images)
+        broken += int((index.images[:, 2] == 0).sum())
+        progress(entry.name)
+    write_folder_index(folder, entries)
+    return {"shards": len(entries), "samples": sum(entry.samples for entry in entries), "images": images,
+            "bytes": sum(entry.size for entry in entries), "refused": dict(sorted(reasons.items())), "broken_images": broken}
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m data_prep index FOLDER ...`"""
+    parser = argparse.ArgumentParser(prog="python -m data_prep index", description=f"Write {FOLDER_INDEX} beside the tars of a folder.")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path)
+    parser.add_argument("--check", action="store_true", help="write nothing: compare every shard's bytes with the index that is there")
+    options = parser.parse_args(arguments)
+    for folder in options.folders:
+        if options.check:
+            shards = ShardFolder(folder, folder.name)
+            shards.verify()
+            print(f"{folder}: {len(shards.entries):,} shards, {len(shards):,} samples, as indexed")
+            continue
+        manifest = index_folder(folder)
+        print(f"{folder}: {manifest['shards']:,} shards, {manifest['samples']:,} samples, {manifest['images']:,} images, "
+              f"{manifest['bytes'] / 1e6:,.1f} MB")
+        for reason, count in manifest["refused"].items():
+            print(f"  {count:,} samples will be left out: {reason}")
+        if manifest["broken_images"]:
+            print(f"  {manifest['broken_images']:,} images have no readable header; their samples will be left out: broken_image")
+    return 0

@@ -1,0 +1,198 @@
+"""From a sample to what the model sees: tokens, loss weights and tiles, with a cost that is known beforehand.
+
+    turns --chat--> segments --tokenizer--> pieces --plan--> tokens, loss weights, tile positions
+    image bytes --images--> pixels --tiling--> uint8 tiles
+
+`plan` needs only text length and picture sizes, so every rank can compute the same packing without decoding anything.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from nvlm_train.config import schema
+from nvlm_train.contracts import EncodedSample, Sample, Turn
+from nvlm_train.data import chat
+from nvlm_train.data.images import decode, image_size
+from nvlm_train.data.tags import tile_tags
+from nvlm_train.data.tiling import Grid, Scratch, choose_grid, tile, tiles_of_grid
+from nvlm_train.data.tokenizer import Tokenizer
+from nvlm_train.errors import ConfigError, DataError, SampleRefused
+from nvlm_train.geometry import TileGeometry
+
+FEWER_TILES = (12, 8, 6, 4, 2, 1)   # limits tried in turn when a sample is too long (NVLM's public scripts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sample will cost. grids: (columns, rows) of each picture; tokens: length; tiles: all tiles, thumbnails included."""
+
+    grids: tuple[Grid, ...]
+    tokens: int
+    tiles: int
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens of one text segment, or (ids None) the place of one picture."""
+
+    ids: list[int] | None
+    learned: bool = False
+    picture: int = -1
+
+
+def _count(pieces: Iterable[_Piece]) -> int:
+    return sum(len(piece.ids) for piece in pieces if piece.ids is not None)
+
+
+class Encoder:
+    """Encodes samples for one model and one stage's data settings. Immutable after construction, safe in several threads."""
+
+    def __init__(self, model: schema.Model, data: schema.Data, tokenizer: Tokenizer):
+        """Raises ConfigError when model, data settings and tokenizer do not fit together."""
+        self.model, self.data, self.tokenizer = model, data, tokenizer
+        self.geometry = TileGeometry(model.vision.tile_size, model.vision.patch, model.connector.shuffle)
+        self.max_tokens = min(data.max_tokens, data.pack_tokens)
+        problems = self.geometry.problems()
+        if model.architecture != "nvlm_d":
+            problems.append(f"the data side lays out sequences for nvlm_d only; model.architecture is {model.architecture}")
+        if data.format not in chat.FORMATS:
+            problems.append(f"data.format is {data.format!r}; it is one of {', '.join(chat.FORMATS)}")
+        if tokenizer.vocab_size > model.language.vocab:
+            problems.append(f"tokenizer {tokenizer.name} has ids up to {tokenizer.vocab_size - 1:,}, and model.language.vocab is "
+                            f"{model.language.vocab:,} rows: raise it to at least {tokenizer.vocab_size:,}")
+        if problems:
+            raise ConfigError(problems)
+        self._tags_of = lru_cache(maxsize=None)(self._tokenize_tags)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what the number of text tokens of a sample depends on: tokenizer and template. 16 hex digits."""
+        parts = [self.tokenizer.fingerprint, self.data.format, repr(self.data.system_prompt), str(chat.VERSION)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    # Costs
+
+    def text_tokens(self, turns: Sequence[Turn], n_images: int) -> int:
+        """Tokens of a sample without its tiles and their tags. Raises SampleRefused as `encode` would for its text."""
+        pieces = self._pieces(chat.render(turns, n_images, self.data.format, self.data.system_prompt))
+        if not any(piece.learned for piece in pieces):
+            raise SampleRefused("nothing_supervised", "no assistant turn, so no token would be learned")
+        return _count(pieces)
+
+    def plan(self, text_tokens: int, image_sizes: Sequence[tuple[int, int]], reserve: int = 0) -> Plan:
+        """Grids and exact cost of a sample with this much text and pictures of these (width, height).
+
+        Too long a sample gets fewer tiles a picture first. reserve: tokens to keep free for an answer.
+        Raises SampleRefused: too_long (both numbers).
+        """
+        limits = [self.data.max_tiles, *(limit for limit in FEWER_TILES if limit < self.data.max_tiles)]
+        for limit in limits:
+            grids = tuple(choose_grid(w, h, limit, self.geometry.tile_size) for w, h in image_sizes)
+            tiles = sum(tiles_of_grid(grid, self.data.thumbnail) for grid in grids)
+            tokens = text_tokens + tiles * self.geometry.tokens + sum(len(tag) for grid in grids for tag in self._tags_of(grid))
+            if tokens + reserve <= self.max_tokens and tiles <= self.data.pack_tiles:
+                return Plan(grids, tokens, tiles)
+        if tiles > self.data.pack_tiles:
+            raise SampleRefused("too_long", f"{len(image_sizes)} images make {tiles} tiles at the fewest, data.pack_tiles is "
+                                            f"{self.data.pack_tiles}")
+        kept = f" and {reserve:,} kept for the answer" if reserve else ""
+        raise SampleRefused("too_long", f"{tokens:,} tokens ({text_tokens:,} of text, {tiles} tiles){kept}, the limit is "
+                                        f"{self.max_tokens:,} (data.max_tokens, data.pack_tokens)")
+
+    # Encoding
+
+    def encode(self, sample: Sample, plan: Plan | None = None, out: np.ndarray | None = None,
+               scratch: Scratch | None = None) -> EncodedSample:
+        """Encode a sample for training.
+
+        plan: from `plan`; made from the pictures' headers if not given. out: uint8 [plan.tiles, 3, P, P] to write the tiles to.
+        Raises SampleRefused (broken_image, image_too_large, placeholder_mismatch, nothing_supervised, too_long, ...), DataError if
+        the text does not have the length that the plan was made for.
+        """
+        pieces = self._pieces(chat.render(sample.turns, len(sample.images), self.data.format, self.data.system_prompt))
+        plan = plan or self.plan(_count(pieces), [image_size(image) for image in sample.images])
+        encoded = self._assemble(sample, pieces, plan, out, scratch)
+        if not encoded.loss_weights.any():
+            raise SampleRefused("nothing_supervised", "no assistant turn, so no token would be learned")
+        return encoded
+
+    def encode_prompt(self, sample: Sample, reserve: int = 0, scratch: Scratch | None = None) -> EncodedSample:
+        """Encode what a model is given before the last assistant turn, for generation; loss weights are all 0.
+
+        reserve: tokens of the sample's budget to keep free for the answer. Raises SampleRefused as `encode`.
+        """
+        pieces = self._pieces(chat.render_prompt(sample.turns, len(sample.images), self.data.format, self.data.system_prompt))
+        plan = self.plan(_count(pieces), [image_size(image) for image in sample.images], reserve)
+        return self._assemble(sample, pieces, plan, None, scratch)
+
+    def describe(self, encoded: EncodedSample) -> str:
+        """The sample as a person can check it: one line per span, learned or context, pictures as a count of tokens."""
+        is_image = encoded.tokens == self.tokenizer.image_id
+        learned = encoded.loss_weights > 0
+        changes = np.flatnonzero((np.diff(is_image) != 0) | (np.diff(learned) != 0)) + 1
+        lines = [f"{encoded.key} ({encoded.source}): {encoded.length} tokens, {int(learned.sum())} learned, {len(encoded.tiles)} tiles"]
+        for span in np.split(np.arange(encoded.length), changes):
+            first = span[0]
+            shown = (f"[{len(span)} image tokens]" if is_image[first]
+                     else repr(self.tokenizer.decode(encoded.tokens[span], skip_special=False)))
+            lines.append(f"  {'learned' if learned[first] else 'context'}  {shown}")
+        return "\n".join(lines)
+
+    # Parts
+
+    def _tokenize_tags(self, grid: Grid) -> tuple[tuple[int, ...], ...]:
+        """Tokens of each tile's tag, each tokenised alone so that it does not depend on its neighbours."""
+        tags = tile_tags(self.model.tags, grid, self.geometry.tile_size, self.data.thumbnail)
+        return tuple(tuple(self.tokenizer.encode(tag)) for tag in tags)
+
+    def _pieces(self, segments: Iterable[chat.Segment]) -> list[_Piece]:
+        pieces = []
+        for segment in segments:
+            if isinstance(segment, chat.Picture):
+                pieces.append(_Piece(None, picture=segment.index))
+            elif isinstance(segment, chat.Special):
+                pieces.append(_Piece([self.tokenizer.special(segment.token)], segment.learned))
+            else:
+                pieces.append(_Piece(self.tokenizer.encode(segment.text), segment.learned))
+        return pieces
+
+    def _assemble(self, sample: Sample, pieces: list[_Piece], plan: Plan, out: np.ndarray | None,
+                  scratch: Scratch | None) -> EncodedSample:
+        tokens = np.empty(plan.tokens, dtype=np.int64)
+        weights = np.zeros(plan.tokens, dtype=np.float32)
+        starts: list[int] = []
+        expected = plan.tokens - sum(len(tag) + self.geometry.tokens for grid in plan.grids for tag in self._tags_of(grid))
+        if _count(pieces) != expected:
+            raise DataError(f"{sample.key}: its text is {_count(pieces)} tokens, the plan says {expected}. The token counts beside the "
+                            "shards are of another tokenizer or template: delete them (*.tokens-*.json)")
+        at = 0
+        for piece in pieces:
+            if piece.ids is not None:
+                tokens[at:at + len(piece.ids)] = piece.ids
+                weights[at:at + len(piece.ids)] = 1.0 if piece.learned else 0.0
+                at += len(piece.ids)
+                continue
+            for tag in self._tags_of(plan.grids[piece.picture]):
+                tokens[at:at + len(tag)] = tag
+                at += len(tag)
+                starts.append(at)
+                tokens[at:at + self.geometry.tokens] = self.tokenizer.image_id
+                at += self.geometry.tokens
+        tiles = self._tiles(sample, plan, out, scratch)
+        return EncodedSample(sample.key, sample.source, tokens, weights, tiles, np.asarray(starts, dtype=np.int64))
+
+    def _tiles(self, sample: Sample, plan: Plan, out: np.ndarray | None, scratch: Scratch | None) -> np.ndarray:
+        size = self.geometry.tile_size
+        if out is None:
+            out = np.empty((plan.tiles, 3, size, size), dtype=np.uint8)
+        scratch = scratch or Scratch()
+        at = 0
+        for image, grid in zip(sample.images, plan.grids, strict=True):
+            n = tiles_of_grid(grid, self.data.thumbnail)
+            tile(decode(image, scratch), grid, size, self.data.thumbnail, out=out[at:at + n], scratch=scratch)
+            at += n
+        return out

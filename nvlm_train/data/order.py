@@ -1,0 +1,140 @@
+"""Which sample is the n-th of the run: arithmetic on (seed, n, blend, sizes), without state.
+
+    n -> block and place -> (shuffled block) -> source, and how many samples it gave before -> epoch and k -> (shuffled k) -> sample
+
+Slots come in blocks of 1,000. Every block holds each source exactly `quota` times, in an order of its own, so a blend keeps its
+proportions at any moment, and the number of samples a source has given follows from n alone. A source begins an epoch only when it
+has given every sample of the one before. Resuming is one integer, on any number of ranks.
+"""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from math import floor
+
+from nvlm_train.data.permutation import key_of, permuted
+from nvlm_train.errors import ConfigError, DataError
+
+BLOCK = 1000   # slots; weights are therefore rounded to thousandths, and the paper's published weights are exact
+
+
+@dataclass(frozen=True)
+class BlendSource:
+    """name: key in the blend. size: samples. weight: relative. epochs: passes it may give (None: as many as asked for).
+    content: names what the samples are (a fingerprint); it does not change the order."""
+
+    name: str
+    size: int
+    weight: float = 1.0
+    epochs: float | None = None
+    content: str = ""
+
+    @property
+    def available(self) -> float:
+        """Samples that it may give in all."""
+        return float("inf") if self.epochs is None else floor(self.size * self.epochs)
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One slot's sample: number of the source in the blend, number of the sample in it, and how often it was seen before."""
+
+    source: int
+    sample: int
+    epoch: int
+
+
+def quotas(weights: Sequence[float], block: int = BLOCK) -> list[int]:
+    """Slots of each source in a block, summing to `block`: largest remainders, and at least one for every source.
+
+    Raises ConfigError for weights that are not positive, or more sources than slots.
+    """
+    if not weights or len(weights) > block:
+        raise ConfigError(f"a blend has 1 to {block} sources, this one has {len(weights)}")
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise ConfigError(f"blend weights must be positive numbers, got {list(weights)}; leave a source out instead of giving it 0")
+    shares = [block * weight / sum(weights) for weight in weights]
+    slots = [max(1, floor(share)) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: (slots[i] - shares[i], i))
+    for turn in range(block - sum(slots)):
+        slots[by_remainder[turn % len(slots)]] += 1
+    while sum(slots) > block:   # many tiny sources were raised to one slot: the largest pay
+        slots[slots.index(max(slots))] -= 1
+    return slots
+
+
+class Order:
+    """The order of one stage's samples. Immutable, safe in several threads, the same on every rank."""
+
+    def __init__(self, seed: int, sources: Sequence[BlendSource]):
+        """Raises ConfigError for an impossible blend, DataError for a source without samples."""
+        empty = [source.name for source in sources if source.size < 1]
+        if empty:
+            raise DataError(f"no samples in: {', '.join(empty)}")
+        self.seed, self.sources = seed, tuple(sources)
+        self.quotas = quotas([source.weight for source in sources])
+        self._ends = list(accumulate(self.quotas))
+        self._block = lru_cache(maxsize=8)(self._lay_out)   # only saves time: any block can be laid out alone
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of each source as it is really drawn, after rounding to whole slots of a block."""
+        return {source.name: quota / BLOCK for source, quota in zip(self.sources, self.quotas, strict=True)}
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for orders that name the same samples; a checkpoint's cursor means something only with an equal one. SHA-256, hex."""
+        lines = [f"{self.seed} {BLOCK}", *(f"{s.name} {s.size} {q} {s.content}" for s, q in zip(self.sources, self.quotas, strict=True))]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def at(self, n: int) -> Pick:
+        """The sample of slot n >= 0. Raises DataError beyond a source's epochs, rather than repeating its samples."""
+        if n < 0:
+            raise IndexError(f"slot {n}")
+        source, counter = self._draw(n)
+        chosen = self.sources[source]
+        if counter >= chosen.available:
+            raise DataError(f"slot {n:,} asks {chosen.name} for its sample {counter + 1:,}, and {chosen.epochs:g} epochs of "
+                            f"{chosen.size:,} samples give {chosen.available:,}: lower its weight or train.steps, or raise its epochs")
+        epoch, k = divmod(counter, chosen.size)
+        return Pick(source, permuted(k, chosen.size, key_of("epoch", self.seed, chosen.name, epoch)), epoch)
+
+    def drawn(self, slots: int) -> list[int]:
+        """Samples that each source gives in the first `slots` slots."""
+        blocks, rest = divmod(slots, BLOCK)
+        counts = [blocks * quota for quota in self.quotas]
+        for n in range(slots - rest, slots):
+            counts[self._draw(n)[0]] += 1
+        return counts
+
+    def require(self, slots: int) -> None:
+        """Raises ConfigError, naming every source with both numbers, if finite sources end before `slots` slots."""
+        problems = []
+        for source, quota, needed in zip(self.sources, self.quotas, self.drawn(slots), strict=True):
+            if needed > source.available:
+                problems.append(
+                    f"{source.name} runs out: {slots:,} slots (train.steps x train.global_batch) draw {needed:,} samples of it at a share of "
+                    f"{quota / BLOCK:.1%}, and data.blend.{source.name}.epochs={source.epochs:g} of {source.size:,} samples give "
+                    f"{source.available:,}. Take fewer steps, lower its weight, or raise its epochs to {needed / source.size:.3f}")
+        if problems:
+            raise ConfigError(problems)
+
+    def _draw(self, n: int) -> tuple[int, int]:
+        """(source, how many samples it gave before) of slot n."""
+        block, place = divmod(n, BLOCK)
+        source, before = self._block(block)[place]
+        return source, block * self.quotas[source] + before
+
+    def _lay_out(self, block: int) -> list[tuple[int, int]]:
+        """(source, how many of the block's slots it had before) of every place of a block."""
+        key = key_of("block", self.seed, block)
+        had = [0] * len(self.quotas)
+        places = []
+        for place in range(BLOCK):
+            source = bisect_right(self._ends, permuted(place, BLOCK, key))
+            places.append((source, had[source]))
+            had[source] += 1
+        return places

@@ -1,0 +1,121 @@
+"""Packs one step's samples into rows of T tokens and at most N tiles, and deals the rows to the data ranks.
+
+All of it is a function of the samples' costs, so every rank computes the same assignment by itself. Packing never changes what a
+step learns: it only decides which samples share a row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nvlm_train.contracts import EncodedSample, PackedBatch
+from nvlm_train.errors import DataError
+
+# What a tile's pass through the frozen vision encoder costs, in tokens of the language model's forward and backward. From the
+# parameter counts: 1,024 patches x 0.3 B / (3 x 1.5 B) is 68 for InternViT-300M with a 1.5B model, and 26 for 6B with 72B.
+# It only weighs the balance between ranks.
+TILE_COST = 64
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one sample takes of a row's two budgets."""
+
+    tokens: int
+    tiles: int
+
+    @property
+    def work(self) -> int:
+        return self.tokens + TILE_COST * self.tiles
+
+
+def pack(costs: Sequence[Cost], max_tokens: int, max_tiles: int) -> list[list[int]]:
+    """Rows of indices into `costs`: best fit, largest first, under both budgets. Deterministic.
+
+    A sample's size is the larger share it takes of the two budgets; it goes where the least room is left. Raises DataError for a
+    sample that fits no row.
+    """
+    sizes = []
+    for i, cost in enumerate(costs):
+        if cost.tokens > max_tokens or cost.tiles > max_tiles:
+            raise DataError(f"sample {i} of the step takes {cost.tokens:,} tokens and {cost.tiles} tiles; a row holds {max_tokens:,} "
+                            f"(data.pack_tokens) and {max_tiles} (data.pack_tiles)")
+        sizes.append(max(cost.tokens / max_tokens, cost.tiles / max_tiles if max_tiles else 0.0))
+    rows: list[list[int]] = []
+    free_tokens, free_tiles = np.zeros(len(costs), dtype=np.int64), np.zeros(len(costs), dtype=np.int64)
+    room = np.zeros(len(costs))   # smaller share left of the two budgets
+    for i in sorted(range(len(costs)), key=lambda i: (-sizes[i], i)):
+        cost, n = costs[i], len(rows)
+        fits = (free_tokens[:n] >= cost.tokens) & (free_tiles[:n] >= cost.tiles)
+        row = int(np.where(fits, room[:n], np.inf).argmin()) if fits.any() else n
+        if row == n:
+            rows.append([])
+            free_tokens[n], free_tiles[n] = max_tokens, max_tiles
+        rows[row].append(i)
+        free_tokens[row] -= cost.tokens
+        free_tiles[row] -= cost.tiles
+        room[row] = min(free_tokens[row] / max_tokens, free_tiles[row] / max_tiles if max_tiles else 1.0)
+    return [sorted(row) for row in rows]
+
+
+def deal(rows: Sequence[Sequence[int]], costs: Sequence[Cost], ranks: int, multiple: int = 1) -> list[list[list[int]]]:
+    """Rows of every rank: equally many (a multiple of `multiple`, at least that), level in work, filled up with empty rows.
+
+    The heaviest row goes to the rank with the least work that still has room; ties go to the lower rank. Deterministic.
+    """
+    per_rank = max(1, -(-len(rows) // (ranks * multiple))) * multiple
+    dealt: list[list[list[int]]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    work = [sum(costs[i].work for i in row) for row in rows]
+    for row in sorted(range(len(rows)), key=lambda row: (-work[row], row)):
+        rank = min((rank for rank in range(ranks) if len(dealt[rank]) < per_rank), key=lambda rank: (load[rank], rank))
+        dealt[rank].append(list(rows[row]))
+        load[rank] += work[row]
+    for rank_rows in dealt:
+        rank_rows.extend([] for _ in range(per_rank - len(rank_rows)))
+    return dealt
+
+
+def assign(costs: Sequence[Cost], max_tokens: int, max_tiles: int, ranks: int, multiple: int = 1,
+           packing: bool = True) -> list[list[list[int]]]:
+    """rank -> row -> indices into `costs`. packing False: one sample a row, under the same budgets. Raises DataError as `pack`."""
+    rows = pack(costs, max_tokens, max_tiles)
+    if not packing:
+        rows = [[i] for i in range(len(costs))]
+    return deal(rows, costs, ranks, multiple)
+
+
+def pack_row(samples: Sequence[EncodedSample], tokens: int, pad_id: int, tile_size: int, tiles: np.ndarray | None = None) -> PackedBatch:
+    """One row of `tokens` tokens: the samples end to end, then padding as a segment of its own. No samples: an empty row.
+
+    tile_size: pixels, for a row without tiles. tiles: uint8 [n, 3, P, P], the samples' tiles if they already lie together.
+    Raises DataError if the samples do not fit.
+    """
+    lengths = [sample.length for sample in samples]
+    used = sum(lengths)
+    if used > tokens:
+        raise DataError(f"{len(samples)} samples of {used:,} tokens do not fit a row of {tokens:,} (data.pack_tokens)")
+    row = np.full(tokens, pad_id, dtype=np.int64)
+    positions = np.empty(tokens, dtype=np.int64)
+    labels = np.zeros(tokens, dtype=np.int64)
+    weights = np.zeros(tokens, dtype=np.float32)
+    starts, at = [], 0
+    for sample in samples:
+        end = at + sample.length
+        row[at:end] = sample.tokens
+        positions[at:end] = np.arange(sample.length)
+        weights[at:end - 1] = sample.loss_weights[1:]   # a token predicts the next of its own sample; the last predicts nothing
+        labels[at:end - 1] = np.where(sample.loss_weights[1:] != 0, sample.tokens[1:], 0)
+        starts.append(sample.tile_starts + at)
+        at = end
+    positions[at:] = np.arange(tokens - at)
+    boundaries = np.cumsum([0, *lengths, *([tokens - used] if used < tokens else [])], dtype=np.int32)
+    if tiles is None:
+        tiles = np.concatenate([np.empty((0, 3, tile_size, tile_size), dtype=np.uint8), *(sample.tiles for sample in samples)])
+    return PackedBatch(
+        tokens_T=torch.from_numpy(row), positions_T=torch.from_numpy(positions), labels_T=torch.from_numpy(labels),
+        loss_weights_T=torch.from_numpy(weights), cu_seqlens=torch.from_numpy(boundaries), tiles_nCPP=torch.from_numpy(tiles),
+        tile_starts_n=torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *starts])),
+        keys=tuple(sample.key for sample in samples), sources=tuple(sample.source for sample in samples))

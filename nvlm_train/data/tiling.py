@@ -1,0 +1,106 @@
+"""Dynamic high resolution: which grid of tiles a picture gets, and how it is cut (paper section 4.1, after InternVL 1.5).
+
+A picture is stretched to the allowed grid whose shape is nearest to its own, cut row by row, and followed by a thumbnail
+of the whole when there is more than one tile.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+Grid = tuple[int, int]   # (columns, rows)
+
+
+@lru_cache(maxsize=64)
+def allowed_grids(max_tiles: int) -> tuple[Grid, ...]:
+    """Every (columns, rows) of at most `max_tiles` tiles, fewest tiles first (14 grids for the paper's six tiles)."""
+    if max_tiles < 1:
+        raise ValueError(f"max_tiles is {max_tiles}; a picture needs at least one tile")
+    grids = ((c, r) for c in range(1, max_tiles + 1) for r in range(1, max_tiles // c + 1))
+    return tuple(sorted(grids, key=lambda grid: (grid[0] * grid[1], grid)))
+
+
+def choose_grid(width: int, height: int, max_tiles: int, tile_size: int) -> Grid:
+    """The (columns, rows) for a picture of width x height pixels.
+
+    The nearest ratio wins, by plain difference and not by logarithm, as in the models NVLM is compared with. Grids of equal
+    ratio (1x1, 2x2) tie: the larger is taken only if the picture fills more than half of its pixels.
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f"a picture of {width}x{height} pixels has no grid")
+    ratio, area = width / height, width * height
+    best, best_difference = (1, 1), float("inf")
+    for cols, rows in allowed_grids(max_tiles):
+        difference = abs(ratio - cols / rows)
+        if difference < best_difference:
+            best, best_difference = (cols, rows), difference
+        elif difference == best_difference and area > 0.5 * tile_size * tile_size * cols * rows:
+            best = (cols, rows)
+    return best
+
+
+def tiles_of_grid(grid: Grid, thumbnail: bool = True) -> int:
+    """Tiles that a grid gives, its thumbnail included; a single tile is its own thumbnail."""
+    regular = grid[0] * grid[1]
+    return regular + 1 if thumbnail and regular > 1 else regular
+
+
+def tile_count(width: int, height: int, max_tiles: int, tile_size: int, thumbnail: bool = True) -> int:
+    """Tiles that a picture of width x height pixels gives, its thumbnail included."""
+    return tiles_of_grid(choose_grid(width, height, max_tiles, tile_size), thumbnail)
+
+
+class Scratch:
+    """Byte buffers that grow and are reused, one set per thread.
+
+    Fetching fresh pages from the kernel for every picture costs as much as resizing it, so decoding and resizing write here.
+    """
+
+    def __init__(self):
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, size: int) -> torch.Tensor:
+        """`size` bytes, uint8 [size]; the same memory is handed out again by the next call with this name."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = torch.empty(size, dtype=torch.uint8)
+        return buffer[:size]
+
+
+def _resize(image_1CHW: torch.Tensor, height: int, width: int, name: str, scratch: Scratch) -> torch.Tensor:
+    """Antialiased bicubic, uint8 in and out, channels last in memory. Writes into scratch: [height, width, 3]."""
+    resized_HWC = scratch.take(name, height * width * 3).view(height, width, 3)
+    # F.interpolate is this operator without `out`; the result is bit-equal.
+    torch.ops.aten._upsample_bicubic2d_aa.out(
+        image_1CHW, [height, width], False, None, None, out=resized_HWC.permute(2, 0, 1)[None])
+    return resized_HWC
+
+
+def tile(image: np.ndarray, grid: Grid, tile_size: int, thumbnail: bool = True, out: np.ndarray | None = None,
+         scratch: Scratch | None = None) -> np.ndarray:
+    """Cut a picture into tiles: row by row, then the thumbnail.
+
+    image: uint8 [h, w, 3]. out: where to write, uint8 [n, 3, P, P] with n from `tiles_of_grid`; allocated if not given.
+    Returns `out`. Raises ValueError when a shape does not fit.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"expected uint8 [height, width, 3], got {image.dtype} {list(image.shape)}")
+    cols, rows = grid
+    shape = (tiles_of_grid(grid, thumbnail), 3, tile_size, tile_size)
+    if out is None:
+        out = np.empty(shape, dtype=np.uint8)
+    elif out.shape != shape or out.dtype != np.uint8:
+        raise ValueError(f"a {cols}x{rows} grid fills uint8 {list(shape)}, the buffer is {out.dtype} {list(out.shape)}")
+    scratch = scratch or Scratch()
+    # A read-only array (Pillow's) cannot be wrapped without a warning; such pictures are rare enough to copy.
+    source = torch.from_numpy(image if image.flags.writeable else image.copy()).permute(2, 0, 1)[None]
+    source = source.contiguous(memory_format=torch.channels_last)
+
+    whole_HWC = _resize(source, rows * tile_size, cols * tile_size, "grid", scratch).numpy()
+    blocks = whole_HWC.reshape(rows, tile_size, cols, tile_size, 3).transpose(0, 2, 4, 1, 3)
+    np.copyto(out[:rows * cols].reshape(rows, cols, 3, tile_size, tile_size), blocks)
+    if shape[0] > rows * cols:
+        small_HWC = _resize(source, tile_size, tile_size, "thumbnail", scratch).numpy()
+        np.copyto(out[-1], small_HWC.transpose(2, 0, 1))
+    return out
