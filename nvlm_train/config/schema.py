@@ -94,7 +94,7 @@ class Train:
     eps: float = 1e-8
     clip_grad: float = 1.0      # global norm; 0: no clipping
     seed: int = 1234
-    trainable: tuple[str, ...] = ("connector",)                    # components: vision, connector, language (or patterns of names)
+    trainable: tuple[str, ...] = ("connector",)     # components: vision, connector, language (or patterns of names)
     lr_multipliers: dict[str, float] = field(default_factory=dict)  # component or pattern -> factor
     max_bad_steps: int = 3      # non-finite steps in a row that stop the run
 

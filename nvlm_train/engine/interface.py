@@ -1,6 +1,7 @@
 """All that the training loop knows of machines. Megatron implements it; DeepSpeed will."""
 
-from typing import Iterable, Mapping, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import torch
 
@@ -13,7 +14,10 @@ class Engine(Protocol):
     is_main: bool               # exactly one rank of the job logs and writes run files
     data_rank: int              # this rank's place among the data-parallel replicas
     data_size: int
-    components: Mapping[str, int]   # component -> parameters of the whole model (vision, connector, language)
+    reads_data: bool            # exactly one rank of a model replica loads; `shared` hands its batches to the others
+
+    def shared(self, batches: Iterable[StepBatch] | None) -> Iterator[StepBatch]:
+        """The reading rank's batches on every rank of its replica, in lockstep; the others pass None."""
 
     def train_step(self, batch: StepBatch, lr: float) -> StepReport:
         """Forward, backward and one optimizer update over all rows of the step. Same report on every rank."""
@@ -25,8 +29,9 @@ class Engine(Protocol):
         """Float32 [K, V] next-token logits at the K row positions `at`, the same on every rank (vocabulary gathered, and
         broadcast from the last pipeline stage). Every model-parallel rank calls it with the same row. For generation and tests."""
 
-    def sharded_state(self, loading: bool) -> dict:
-        """Megatron sharded state dict of model and optimizer (keys `model`, `optimizer`), for the checkpoint frame."""
+    def sharded_state(self, loading: bool, optimizer: bool = True) -> dict:
+        """Megatron sharded state dict of model and optimizer (keys `model`, `optimizer`), for the checkpoint frame. Describing the
+        optimizer for loading fills its state with placeholders: leave it out when only weights are loaded."""
 
     def load_state(self, state: dict) -> None:
         """Take back what `sharded_state` described, once filled."""
@@ -39,3 +44,6 @@ class Engine(Protocol):
 
     def barrier(self) -> None:
         """Wait for every rank."""
+
+    def close(self) -> None:
+        """Free the layout's groups and memory. The next stage may build another engine in the same job."""

@@ -1,7 +1,7 @@
 """The Megatron engine: the model laid out over tensor, pipeline and data parallel ranks, and one optimizer step on it."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from nvlm_train.config.schema import Run
 from nvlm_train.contracts import PackedBatch, StepBatch, StepReport
+from nvlm_train.engine.feed import shared
 from nvlm_train.engine.optimizer import build_optimizer, set_rates, update
 from nvlm_train.errors import ConfigError
 from nvlm_train.model.freeze import refuse_unmatched, set_trainable
@@ -19,7 +20,7 @@ from nvlm_train.model.weights import load_component
 from nvlm_train.parallel import groups as parallel
 from nvlm_train.parallel.device import choose_device, choose_dtype
 
-_OPTIMIZER_SHARDING = dict(distrib_optim_sharding_type="fully_reshardable", distrib_optim_fully_reshardable_mem_efficient=False)
+_OPTIMIZER_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient": False}
 
 
 def _whole_model_names(stage: Nvlm, first_layer: int):
@@ -43,6 +44,7 @@ class MegatronEngine:
         self.groups = parallel.lay_out(run.layout, run.train.seed)
         self.is_main = self.groups.rank == 0
         self.data_rank, self.data_size = self.groups.data_rank, self.groups.data_size
+        self.reads_data = self.groups.rank == self.groups.model_ranks[0]
         self._sources = sorted({*run.data.blend, *run.data.validation})
         self._schedule = get_forward_backward_func()
         self._build()
@@ -67,7 +69,10 @@ class MegatronEngine:
         self.chunks = [DistributedDataParallel(s.config, ddp, s) for s in stages]
         for key in ("trainable", "lr_multipliers"):
             refuse_unmatched(getattr(run.train, key), names, f"train.{key}")
-        self.optimizer = build_optimizer(self.chunks, run.train, bf16=self.dtype == torch.bfloat16)
+        self.optimizer = self._new_optimizer()
+
+    def _new_optimizer(self):
+        return build_optimizer(self.chunks, self.run.train, bf16=self.dtype == torch.bfloat16)
 
     def _set_trainable(self, stages: list[Nvlm]) -> list[str]:
         """Freeze by pattern. Returns every parameter name of the whole model."""
@@ -89,6 +94,10 @@ class MegatronEngine:
         parallel.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def shared(self, batches: Iterable[StepBatch] | None) -> Iterator[StepBatch]:
+        """Batches of the rank that reads, on every rank of its replica (see `feed`)."""
+        return shared(batches, self.groups, self.device)
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -119,15 +128,20 @@ class MegatronEngine:
         sums.index_add_(0, source, torch.stack((weighted.detach(), weights), 1).double())
         return weighted.sum(), sums
 
-    def _reduce(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over data-parallel replicas; each replica's values are counted once, whichever of its ranks holds them."""
-        holds = self.groups.rank == self.groups.last_stage_rank
-        total = values.to(self.device) if holds else torch.zeros_like(values, device=self.device)
+    def _reduce(self, values: torch.Tensor, held: bool) -> torch.Tensor:
+        """Sum over all ranks that hold something; exactly one rank of a replica may hold a value."""
+        total = values.to(self.device) if held else torch.zeros_like(values, device=self.device)
         dist.all_reduce(total)
         return total
 
     def _global_weight(self, rows: Iterable[PackedBatch]) -> float:
-        return float(self._reduce(torch.tensor(sum(float(r.loss_weights_T.sum(dtype=torch.float64)) for r in rows), dtype=torch.float64)))
+        local = sum(float(row.loss_weights_T.sum(dtype=torch.float64)) for row in rows)
+        return float(self._reduce(torch.tensor(local, dtype=torch.float64), self.reads_data))
+
+    def _reduce_sums(self, reports: list) -> list[list[float]]:
+        """[sources, 2] loss and weight sums of all replicas, from the rows' reports, which only last stages have."""
+        sums = sum(reports) if reports else torch.zeros(len(self._sources), 2, dtype=torch.float64, device=self.device)
+        return self._reduce(sums, self.groups.rank == self.groups.last_stage_rank).tolist()
 
     def train_step(self, batch: StepBatch, lr: float) -> StepReport:
         """Forward and backward over all rows, then one update. A step without any supervised token is refused."""
@@ -144,17 +158,16 @@ class MegatronEngine:
             return total / weight if weight else total, one, sums
 
         reports = self._run_schedule(rows, loss_func)
-        facts = torch.tensor([[sum(r.real_tokens for r in rows), sum(len(r.tokens_T) for r in rows)],
-                              [sum(len(r.tiles_nCPP) for r in rows), len(rows)]], dtype=torch.float64, device=self.device)
-        sums = sum(reports) if reports else torch.zeros(len(self._sources), 2, dtype=torch.float64, device=self.device)
-        sums = self._reduce(torch.cat((sums, facts))).tolist()
-        by_source, ((tokens, padded), (tiles, row_count)) = sums[:-2], sums[-2:]
+        facts = [sum(row.real_tokens for row in rows), sum(len(row.tokens_T) for row in rows),
+                 sum(len(row.tile_starts_n) for row in rows), len(rows)]
+        tokens, padded, tiles, row_count = self._reduce(torch.tensor(facts), self.reads_data).tolist()
+        by_source = self._reduce_sums(reports)
         loss = sum(s for s, _ in by_source) / weight if weight else 0.0
         set_rates(self.optimizer, lr, self.run.train.weight_decay)
         norm, applied = update(self.optimizer, self.run.train.clip_grad, math.isfinite(loss) and weight > 0)
         return StepReport(
-            loss=loss, grad_norm=norm, weight=weight, tokens=int(tokens), padded_tokens=int(padded), tiles=int(tiles),
-            rows=int(row_count), skipped=not applied,
+            loss=loss, grad_norm=norm, weight=weight, tokens=tokens, padded_tokens=padded, tiles=tiles, rows=row_count,
+            skipped=not applied,
             source_losses={name: (s, w) for name, (s, w) in zip(self._sources, by_source) if w})
 
     # -- without gradients ------------------------------------------------------------------------------------------
@@ -170,8 +183,7 @@ class MegatronEngine:
             return total, one, sums
 
         reports = self._run_schedule(rows, loss_func, forward_only=True)
-        sums = sum(reports) if reports else torch.zeros(len(self._sources), 2, dtype=torch.float64, device=self.device)
-        return {name: (s, w) for name, (s, w) in zip(self._sources, self._reduce(sums).tolist()) if w}
+        return {name: (s, w) for name, (s, w) in zip(self._sources, self._reduce_sums(reports)) if w}
 
     @torch.no_grad()
     def logits(self, row: PackedBatch, at: torch.Tensor) -> torch.Tensor:
@@ -200,11 +212,16 @@ class MegatronEngine:
         """This rank's (virtual) pipeline stages, unwrapped."""
         return [chunk.module for chunk in self.chunks]
 
-    def sharded_state(self, loading: bool) -> dict:
-        """Megatron sharded state dict of model (one dict over all this rank's stages) and optimizer."""
+    def sharded_state(self, loading: bool, optimizer: bool = True) -> dict:
+        """Megatron sharded state dict of model (one dict over all this rank's stages) and, if asked for, optimizer.
+
+        Megatron fills a fresh optimizer with placeholder values before loading into it, so it is not asked when only the
+        weights are wanted."""
         model = {}
         for number, stage in enumerate(self.stages()):
             model.update(stage.sharded_state_dict(prefix="" if len(self.chunks) == 1 else f"{number}/"))
+        if not optimizer:
+            return {"model": model}
         return {"model": model,
                 "optimizer": self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=dict(_OPTIMIZER_SHARDING))}
 
@@ -216,7 +233,8 @@ class MegatronEngine:
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
         else:
-            self.optimizer.reload_model_params()
+            # A new one: describing the optimizer for a load has filled its state with uninitialised memory.
+            self.optimizer = self._new_optimizer()
 
     # -- agreement --------------------------------------------------------------------------------------------------
 

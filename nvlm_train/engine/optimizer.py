@@ -22,7 +22,7 @@ class AdamW(torch.optim.Optimizer):
     """Decoupled weight decay (Loshchilov & Hutter 2019), step count in the parameter group."""
 
     def __init__(self, params, lr: float, weight_decay: float, betas: tuple[float, float], eps: float, **_):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, betas=betas, eps=eps))
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps})
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -6,6 +6,7 @@ construction, so that a sample's result cannot depend, not even in rounding, on 
 """
 
 import inspect
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ def _causal_arguments() -> dict:
 def _by_segment(q: Tensor, k: Tensor, v: Tensor, edges: list[int], scale: float | None) -> Tensor:
     """One causal attention a segment. q [T, heads, d], k and v [T, kv_heads, d] -> [T, heads, d]."""
     out = []
-    for start, end in zip(edges, edges[1:]):
+    for start, end in itertools.pairwise(edges):
         qs, ks, vs = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (q, k, v))
         out.append(F.scaled_dot_product_attention(qs, ks, vs, is_causal=True, scale=scale, enable_gqa=True)[0].transpose(0, 1))
     return torch.cat(out)

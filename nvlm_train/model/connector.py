@@ -31,7 +31,7 @@ class Connector(MegatronModule):
         self.shuffle = shuffle
         width = vision_width * shuffle**2
         self.norm = LayerNorm(config, width, eps)
-        common = dict(config=config, init_method=config.init_method, bias=False, skip_bias_add=False)
+        common = {"config": config, "init_method": config.init_method, "bias": False, "skip_bias_add": False}
         if layers == 1:
             self.linear_fc1, self.linear_fc2 = ColumnParallelLinear(width, out, gather_output=True, **common), None
         else:

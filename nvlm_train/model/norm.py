@@ -28,7 +28,7 @@ class LayerNorm(nn.Module):
     def __init__(self, config, hidden_size: int, eps: float = 1e-5, **_):
         super().__init__()
         self.eps, self.width = eps, hidden_size
-        place = dict(dtype=config.params_dtype, device=torch.cuda.current_device())
+        place = {"dtype": config.params_dtype, "device": torch.cuda.current_device()}
         self.weight, self.bias = nn.Parameter(torch.ones(hidden_size, **place)), nn.Parameter(torch.zeros(hidden_size, **place))
         self.weight.sequence_parallel = self.bias.sequence_parallel = config.sequence_parallel
 

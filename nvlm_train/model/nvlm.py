@@ -4,6 +4,7 @@ A forward in four verbs: see the tiles, splice them into the embedded tokens, ru
 with token losses or logits.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -47,10 +48,10 @@ def to_device(row: PackedBatch, device: torch.device, at: Tensor | None = None) 
     if not len(at):
         at = torch.zeros(1, dtype=torch.long)  # an empty row still takes part; its weight is 0
     edges = row.cu_seqlens.tolist()
-    move = dict(device=device, non_blocking=True)
+    move = {"device": device, "non_blocking": True}
     return DeviceRow(
         tokens_T=row.tokens_T.to(**move), positions_T=row.positions_T.to(**move),
-        packed=packing(row.cu_seqlens.to(**move), max(b - a for a, b in zip(edges, edges[1:])), edges),
+        packed=packing(row.cu_seqlens.to(**move), max(b - a for a, b in itertools.pairwise(edges)), edges),
         tiles_nCPP=row.tiles_nCPP.to(**move), tile_starts_n=row.tile_starts_n.to(**move), at_K=at.to(**move),
         labels_K=row.labels_T[at].to(**move), weights_K=row.loss_weights_T[at].to(**move))
 

@@ -72,7 +72,7 @@ class VisionAttention(MegatronModule):
         self.head_dim = vision.hidden // vision.heads
         heads = padded_heads(vision.heads, tensor)
         self.heads, width, real = heads // tensor, heads * self.head_dim, vision.heads * self.head_dim
-        common = dict(config=config, init_method=config.init_method, skip_bias_add=False)
+        common = {"config": config, "init_method": config.init_method, "skip_bias_add": False}
         self.linear_qkv = ColumnParallelLinear(vision.hidden, 3 * width, bias=vision.qkv_bias, gather_output=False, **common)
         self.linear_proj = RowParallelLinear(width, vision.hidden, bias=True, input_is_parallel=True, **common)
         _mark_padded(self.linear_qkv.weight, 0, 3 * real)
@@ -108,12 +108,12 @@ class VisionLayer(MegatronModule):
         norm = NORMS[vision.norm]
         self.norm1, self.norm2 = (norm(config, vision.hidden, vision.norm_eps) for _ in range(2))
         self.attention = VisionAttention(config, vision)
-        common = dict(config=config, init_method=config.init_method, bias=True, skip_bias_add=False)
+        common = {"config": config, "init_method": config.init_method, "bias": True, "skip_bias_add": False}
         self.linear_fc1 = ColumnParallelLinear(vision.hidden, vision.ffn, gather_output=False, **common)
         self.linear_fc2 = RowParallelLinear(vision.ffn, vision.hidden, input_is_parallel=True, **common)
         self.layer_scale = vision.layer_scale
         if vision.layer_scale:
-            place = dict(dtype=config.params_dtype, device=torch.cuda.current_device())
+            place = {"dtype": config.params_dtype, "device": torch.cuda.current_device()}
             self.ls1, self.ls2 = (nn.Parameter(torch.full((vision.hidden,), vision.layer_scale_init, **place)) for _ in range(2))
 
     def forward(self, x_nLC: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class VisionEncoder(MegatronModule):
 
     def __init__(self, config, vision: Vision):
         super().__init__(config)
-        place = dict(dtype=config.params_dtype, device=torch.cuda.current_device())
+        place = {"dtype": config.params_dtype, "device": torch.cuda.current_device()}
         self.patch = vision.patch
         patches = (vision.tile_size // vision.patch) ** 2
         self.patch_weight = nn.Parameter(torch.empty(vision.hidden, 3, vision.patch, vision.patch, **place))
@@ -147,7 +147,7 @@ class VisionEncoder(MegatronModule):
         self.position = nn.Parameter(torch.empty(1, 1 + patches, vision.hidden, **place))
         self.layers = Layers(VisionLayer(config, vision) for _ in range(vision.layers))
         self.final_norm = NORMS[vision.norm](config, vision.hidden, vision.norm_eps) if vision.final_norm else None
-        pixels = dict(dtype=torch.float32, device=torch.cuda.current_device())
+        pixels = {"dtype": torch.float32, "device": torch.cuda.current_device()}
         self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN, **pixels).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD, **pixels).view(1, 3, 1, 1), persistent=False)
 

@@ -61,7 +61,7 @@ def _patch_torch_cuda() -> None:
 
 
 def _patch_megatron() -> None:
-    import megatron.core.tensor_parallel.random as random
+    from megatron.core.tensor_parallel import random
 
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)

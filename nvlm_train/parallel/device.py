@@ -15,7 +15,7 @@ def choose_device(wanted: str) -> torch.device:
     if wanted == "cpu" or not torch.cuda.is_available():
         cpu.enable()
         return torch.device("cpu")
-    local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= gpus:
         raise ConfigError(f"process {local} of this node has no GPU of its own: {gpus} found; start --nproc-per-node {gpus}")
     torch.cuda.set_device(local)

@@ -1,0 +1,51 @@
+# Everything a newcomer needs: `make` lists it. Each target installs what it uses, and is quick when that is done.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+PY312  ?= python3.12
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+# A release to install before all else. On Linux plain PyPI serves the large CUDA build; for a small CPU build point pip at
+# PyTorch's CPU index or a downloaded wheel, for example PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
+TORCH  ?= torch==2.13.0
+PYTEST := $(PY) -m pytest -q
+
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast test-all lint clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## a virtual environment in .venv with everything for development and the demo
+
+$(STAMP): pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+	|| { echo "make: Python 3.11 or 3.12 is needed, not '$(PYTHON)'; name one: make PYTHON=/path/to/python3.12"; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet "$(TORCH)"
+	$(PY) -m pip install --quiet --editable ".[dev,demo,wandb,tensorboard]"
+	@touch $@
+
+demo: $(STAMP)  ## both stages on real pictures, evaluated, with a report: about ten minutes on two cores
+	$(PY) -m data_prep.demo
+
+test: $(STAMP)  ## the core suite: at most 15 minutes on two cores
+	$(PYTEST)
+
+test-fast: $(STAMP)  ## without slow and multi-process tests: at most 90 seconds
+	$(PYTEST) -m "not slow and not distributed and not full"
+
+test-all: $(STAMP)  ## everything, and again on the second interpreter where it has the packages
+	$(PYTEST) -m ""
+	@if $(PY312) -c "import megatron.core, pytest, hypothesis, hydra, webdataset" 2>/dev/null; \
+	then $(PY312) -m pytest -q -p no:cacheprovider; \
+	else echo "make: not run on a second interpreter: $(PY312) lacks Python or the packages (make test-all PY312=…)"; fi
+
+lint: $(STAMP)  ## ruff over all Python files
+	$(PY) -m ruff check .
+
+clean:  ## remove caches and build products; runs/ and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,147 @@
+"""Each rule refuses what it is for, in words that hold both numbers, and lets sound runs pass."""
+
+import pytest
+
+from nvlm_train.config import rules
+from nvlm_train.config.compose import compose, recipe_names
+from nvlm_train.errors import ConfigError
+
+TINY = "recipe=nvlm_d_tiny"
+
+
+def problems(*overrides: str, recipe: str = TINY) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        compose([recipe, "stage=sft", *overrides])
+    return caught.value.problems
+
+
+BROKEN = {
+    "train.steps=0": "train.steps=0 must be at least 1",
+    "train.global_batch=0": "train.global_batch=0 must be at least 1",
+    "train.min_lr=1": "train.min_lr=1.0 is above train.lr=0.001",
+    "train.warmup_steps=40": "train.warmup_steps=40 must be less than train.steps=40",
+    "train.beta2=1": "must lie in [0, 1)",
+    "train.trainable=[]": "train.trainable is empty",
+    "train.trainable=[conector]": "did you mean connector?",
+    "train.lr_multipliers={vision:-1}": "train.lr_multipliers.vision=-1.0 must be at least 0",
+    "train.schedule=cosin": "train.schedule: 'cosin' is none of cosine, constant; did you mean cosine?",
+    "data.format=chatml": "data.format: 'chatml' is none of pretrain, chat; did you mean chat?",
+    "model.dtype=fp16": "is none of auto, bf16, fp32",
+    "model.recompute=all": "is none of none, selective, full",
+    "model.kernels=cudnn": "is none of auto, torch, te",
+    "model.tags.kind=3d": "is none of none, 1d, 2d_grid, 2d_bbox",
+    "model.vision.norm=batch": "is none of rms, layer",
+    "model.connector.layers=3": "model.connector.layers: 3 is none of 1, 2",
+    "run.wandb=yes": "is none of off, offline, online",
+    "run.device=tpu": "is none of auto, cpu, cuda",
+    "model.architecture=nvlm_x": "model.architecture=nvlm_x is not in this version; use nvlm_d",
+    "model.architecture=nvlm_h": "model.architecture=nvlm_h is not in this version; use nvlm_d",
+    "engine=deepspeed": "engine=deepspeed is not in this version; use megatron",
+    "layout.context=2": "layout.context=2 is not in this version; use 1",
+    "data.max_tokens=513": "data.max_tokens=513 is more than data.pack_tokens=512",
+    "data.max_tokens=16": "data.max_tokens=16 leaves no room for text beside one tile of 16 tokens",
+    "data.pack_tiles=6": "one image may have 7 tiles (data.max_tiles=6 and a thumbnail), but data.pack_tiles=6",
+    "model.vision.tile_size=33": "model.vision: tile size 33 px is not a multiple of the patch, 4 px",
+    "model.vision.tile_size=36": "9 patches a side cannot be shuffled 2x2",
+    "model.vision.heads=3": "model.vision.heads=3 must divide model.vision.hidden=128",
+    "model.language.kv_heads=3": "model.language.kv_heads=3 must divide model.language.heads=4",
+    "model.language.head_dim=33": "model.language.head_dim=33 must be even",
+    "data.blend={}": "data.blend is empty",
+    "data.blend.images.weight=0": "data.blend.images.weight=0.0 must be greater than 0",
+    "data.blend.images.epochs=0": "data.blend.images.epochs=0.0 must be greater than 0",
+    "data.blend.images.path=": "data.blend.images.path is empty",
+    "data.validation.more.weight=1": "data.validation.more.path is empty",
+    "layout.tensor=4": "layout.tensor=4 must divide model.language.kv_heads=2",
+    "layout.pipeline=3": "model.language.layers=4 cannot be split evenly over 3 pieces",
+    "layout.virtual=2": "layout.virtual=2 needs layout.pipeline > 1",
+    "layout.first_stage_layers=2": "layout.first_stage_layers=2 needs layout.pipeline > 1",
+    "run.dir=": "run.dir is empty",
+    "run.dir=~/runs": "starts with ~",
+}
+
+
+@pytest.mark.parametrize("override", BROKEN)
+def test_rule_refuses(override):
+    (problem,) = problems(override)
+    assert BROKEN[override] in problem
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), [
+    (["layout.pipeline=2", "layout.virtual=4"], "cannot be split evenly over 8 pieces"),
+    (["layout.pipeline=2", "layout.first_stage_layers=4"], "leaves none of model.language.layers=4"),
+    (["layout.pipeline=3", "layout.first_stage_layers=1"], "the 3 layers after layout.first_stage_layers=1"),
+    (["layout.pipeline=2", "layout.virtual=2", "layout.first_stage_layers=1"], "1 on the first, 3 on each other"),
+    (["layout.tensor=2", "layout.sequence=true", "data.pack_tokens=511"], "must divide data.pack_tokens=511"),
+    (["layout.tensor=2", "model.connector.hidden=33"], "must divide model.connector.hidden=33"),
+])
+def test_rules_of_the_layout(overrides, sentence):
+    (problem,) = problems(*overrides)
+    assert sentence in problem
+
+
+SOUND = [
+    ["layout.tensor=2"], ["layout.pipeline=2"], ["layout.pipeline=4"], ["layout.pipeline=2", "layout.virtual=2"],
+    ["layout.pipeline=2", "layout.first_stage_layers=1"], ["layout.pipeline=2", "layout.first_stage_layers=0"],
+    ["layout.pipeline=2", "layout.virtual=2", "layout.first_stage_layers=2"], ["layout.tensor=2", "layout.sequence=true"],
+    ["train.lr_multipliers={vision:0.1}"], ["data.max_tiles=13"], ["data.max_tiles=14", "data.thumbnail=false"],
+    ["data.max_tiles=1", "data.pack_tiles=1"],
+    ["train.trainable=[vision,connector,language]"], ["train.trainable=['language.*.norm*']"],
+    ["train.min_lr=1e-3"], ["train.warmup_steps=0"], ["train.clip_grad=0"], ["model.connector.layers=1"],
+]
+
+
+@pytest.mark.parametrize("overrides", SOUND, ids=" ".join)
+def test_sound_layouts_and_budgets_pass(overrides):
+    (run,) = compose([TINY, "stage=sft", *overrides])
+    assert rules.problems(run) == []
+
+
+def test_an_odd_number_of_vision_heads_is_no_obstacle_to_tensor_parallelism():
+    (run,) = compose(["recipe=nvlm_d_tiny_6b", "stage=sft", "layout.tensor=2"])
+    assert run.model.vision.heads % run.layout.tensor == 1
+
+
+def test_all_rules_report_together_and_shared_problems_once():
+    with pytest.raises(ConfigError) as caught:
+        compose([TINY, "layout.tensor=4", "data.format=chatml", "stages.sft.train.warmup_steps=99"])
+    told = caught.value.problems
+    assert sum("data.format" in text for text in told) == 1
+    assert sum("kv_heads" in text for text in told) == 1
+    assert [text for text in told if text.endswith("(stage sft)")] == [
+        "train.warmup_steps=99 must be less than train.steps=40: lr would never be reached (stage sft)"]
+
+
+def test_impossible_sizes_do_not_hide_other_problems_nor_crash():
+    told = problems("model.vision.patch=0", "layout.tensor=0", "engine=deepspeed")
+    assert told == ["model.vision.patch=0 must be at least 1", "layout.tensor=0 must be at least 1",
+                    "engine=deepspeed is not in this version; use megatron"]
+
+
+def test_stages_of_one_run_share_one_model():
+    with pytest.raises(ConfigError) as caught:
+        compose([TINY, "stages.sft.model.language.layers=2", "stages.sft.model.tokenizer=other.json"])
+    assert caught.value.problems == [
+        "model.language.layers is 4 in pretrain and 2 in sft: stages of one run share one model",
+        "model.tokenizer is tiny in pretrain and other.json in sft: stages of one run share one tokenizer"]
+
+
+def test_notes_are_not_problems():
+    (run,) = compose([TINY, "stage=sft", "layout.sequence=true", "model.tags.kind=none"])
+    assert len(rules.notes(run)) == 2 and rules.problems(run) == []
+    told = [(name, rules.notes(run)) for name in recipe_names() for run in compose([f"recipe={name}"])]
+    assert len(told) >= 10 and [found for _, found in told if found] == []
+
+
+def test_world_size():
+    (run,) = compose([TINY, "stage=sft", "layout.tensor=2", "layout.pipeline=2"])
+    assert [rules.check_world(run, size) for size in (4, 8, 64)] == [1, 2, 16]
+    with pytest.raises(ConfigError, match="6 processes cannot be split into groups of 4"):
+        rules.check_world(run, 6)
+    with pytest.raises(ConfigError, match="2 processes cannot be split into groups of 4"):
+        rules.check_world(run, 2)
+
+
+def test_every_checked_key_exists():
+    (run,) = compose([TINY, "stage=sft"])
+    checked = [rules.setting(run, key) for key in (*rules.CHOICES, *rules.AT_LEAST)]
+    assert len(checked) == len(rules.CHOICES) + len(rules.AT_LEAST) > 50

@@ -1,0 +1,117 @@
+"""Killed at any step and started again, a run goes on as if nothing had happened: on the same layout bit for bit, on another
+within the parity tolerance, and every sample of the order is used exactly once. Real processes, real SIGKILL, real CLI."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.engine.launching import ROOT
+
+pytestmark = pytest.mark.distributed
+
+STEPS, BATCH = 8, 16
+SETTINGS = ["recipe=nvlm_d_tiny", "stage=all", f"train.steps={STEPS}", "train.warmup_steps=2", f"train.global_batch={BATCH}",
+            "run.save_every=3", "run.eval_batches=1"]
+LOSS, NORM = 2e-6, 3e-4    # the parity bounds, see tests/parity/test_layouts.py
+
+
+@dataclass
+class Job:
+    """`nvlm train` on one or several processes, in a process group of its own."""
+
+    process: subprocess.Popen
+    log: Path
+
+    def wait(self, timeout: float = 240) -> None:
+        code = self.process.wait(timeout)
+        assert code == 0, self.log.read_text()[-3000:]
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def start(run_dir: Path, ranks: int = 1, *overrides: str) -> Job:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *launcher, "-m", "nvlm_train", "train", *SETTINGS, f"run.dir={run_dir}", *overrides]
+    log = run_dir.with_suffix(f".{time.monotonic_ns()}.log")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    with log.open("wb") as out:
+        return Job(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=environment), log)
+
+
+def rows(run_dir: Path, name: str = "metrics.jsonl") -> list[dict]:
+    """Complete rows only: the last line may have been cut by the kill."""
+    path = run_dir / name
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def kill_after(job: Job, run_dir: Path, stage: str, step: int, timeout: float = 240) -> None:
+    until = time.monotonic() + timeout
+    while not any(row["stage"] == stage and row["step"] >= step for row in rows(run_dir)):
+        assert job.process.poll() is None, f"ended before step {step} of {stage}:\n{job.log.read_text()[-3000:]}"
+        assert time.monotonic() < until, job.log.read_text()[-3000:]
+        time.sleep(0.02)
+    job.kill()
+
+
+def curve(run_dir: Path, *fields: str) -> list[tuple]:
+    return [(row["stage"], row["step"], *(row[f] for f in fields)) for row in rows(run_dir)]
+
+
+def assert_every_slot_once(run_dir: Path, reference: Path) -> None:
+    for stage in ("pretrain", "sft"):
+        steps = [row for row in rows(run_dir, "samples.jsonl") if row["stage"] == stage]
+        assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
+        assert [row["first_slot"] for row in steps] == [n * BATCH for n in range(STEPS)]
+        assert all(len(row["ids"]) == BATCH for row in steps)
+        assert [row["ids"] for row in steps] == [row["ids"] for row in rows(reference, "samples.jsonl") if row["stage"] == stage]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    start(run_dir).wait()
+    assert len(rows(run_dir)) == 2 * STEPS
+    return run_dir
+
+
+def test_resume_on_the_same_layout_is_bit_equal(undisturbed, tmp_path):
+    run_dir = tmp_path / "run"
+    kill_after(start(run_dir), run_dir, "pretrain", 5)      # two steps after the save at 3
+    kill_after(start(run_dir), run_dir, "sft", 2)           # before the stage's first save: sft starts over, pretraining does not
+    kill_after(start(run_dir), run_dir, "sft", 7)
+    start(run_dir).wait()
+    assert curve(run_dir, "loss", "grad_norm", "lr", "tokens") == curve(undisturbed, "loss", "grad_norm", "lr", "tokens")
+    assert_every_slot_once(run_dir, undisturbed)
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ((2, "layout.tensor=2"), (2, "layout.pipeline=2")),
+    ((1, "layout.tensor=1"), (2, "layout.tensor=1")),       # data parallel 1 -> 2
+], ids=["TP2 to PP2", "DP1 to DP2"])
+def test_resume_on_another_layout_keeps_the_curve(undisturbed, tmp_path, before, after):
+    run_dir = tmp_path / "run"
+    kill_after(start(run_dir, *before), run_dir, "sft", 4)
+    start(run_dir, *after).wait()
+    expected, got = curve(undisturbed, "loss", "grad_norm"), curve(run_dir, "loss", "grad_norm")
+    assert [row[:2] for row in expected] == [row[:2] for row in got]
+    for (stage, step, loss, norm), (_, _, other_loss, other_norm) in zip(expected, got):
+        assert other_loss == pytest.approx(loss, rel=LOSS), f"{stage} step {step}"
+        assert other_norm == pytest.approx(norm, rel=NORM), f"{stage} step {step}"
+    assert_every_slot_once(run_dir, undisturbed)
+
+
+def test_a_finished_run_has_nothing_to_resume(undisturbed):
+    before = (undisturbed / "metrics.jsonl").read_bytes()
+    start(undisturbed).wait()
+    assert (undisturbed / "metrics.jsonl").read_bytes() == before
