@@ -1,0 +1,40 @@
+"""What only a GPU can show: the flash path of packed attention, and training in bf16. Run by `make test` where there is one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.launching import launch
+
+pytestmark = [pytest.mark.distributed, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+PARITY = Path(__file__).parents[1] / "parity" / "train_ranks.py"
+
+
+def test_flash_attention_of_packed_rows_agrees_with_the_masked_form():
+    """bf16 has 8 bits of mantissa: outputs of size one may differ by a few 2^-8."""
+    from nvlm_train.model.attention import PackedCausalAttention, _by_mask, packing
+
+    edges = [0, 100, 357, 512]
+    cu_seqlens = torch.tensor(edges, dtype=torch.int32, device="cuda")
+    random = torch.Generator("cuda").manual_seed(0)
+    q, k, v = (torch.randn(512, heads, 64, generator=random, device="cuda", dtype=torch.bfloat16) for heads in (8, 2, 2))
+    attention = PackedCausalAttention(None, 1, None, "self")
+    got = attention(q[:, None], k[:, None], v[:, None], packed_seq_params=packing(cu_seqlens, 257, edges)).view(512, 8, 64)
+    expected = _by_mask(q.float(), k.float(), v.float(), cu_seqlens, None)
+    assert float((got.float() - expected).abs().max()) < 0.03
+
+
+def test_bf16_training_on_the_gpu_follows_fp32(tmp_path):
+    """Both stages of the tiny recipe, bf16 with fp32 master weights against fp32: the same curve to bf16's precision."""
+    curves = {}
+    for dtype in ("fp32", "bf16"):
+        out = tmp_path / f"{dtype}.json"
+        done = launch(PARITY, 1, out, "nvlm_d_tiny", 20, f"model.dtype={dtype}", folder=tmp_path, timeout=300)
+        assert done.returncode == 0, done.output[-3000:]
+        curves[dtype] = json.loads(out.read_text())
+    for stage, expected in curves["fp32"].items():
+        assert expected[-1]["loss"] < expected[0]["loss"]
+        for a, b in zip(expected, curves["bf16"][stage], strict=True):
+            assert b["loss"] == pytest.approx(a["loss"], rel=0.02)
