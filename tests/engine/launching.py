@@ -1,0 +1,63 @@
+"""Running a script on several gloo processes, with a hard time limit, and making sure that none of them is left."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Launched:
+    returncode: int
+    output: str
+    survivors: list[int]
+
+
+def launch(script: Path, ranks: int, *arguments: object, folder: Path, timeout: int = 120) -> Launched:
+    """Run a script under torchrun. Its output goes to a file: a pipe would be held open by whatever survives."""
+    mark = f"NVLM_TEST_LAUNCH={uuid.uuid4().hex}"
+    name, value = mark.split("=")
+    log = folder / f"{script.stem}-{value[:6]}.log"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-addr", "127.0.0.1",
+               "--master-port", str(_free_port()), str(script), *map(str, arguments)]
+    environment = {**os.environ, name: value, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    survivors = _survivors(mark)
+    for pid in survivors:
+        os.kill(pid, signal.SIGKILL)
+    return Launched(process.returncode, log.read_text(errors="replace"), survivors)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _survivors(mark: str, patience: float = 3.0) -> list[int]:
+    """Living processes that carry the mark in their environment, after a moment for the dying to go."""
+    until = time.monotonic() + patience
+    while (alive := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _carries(pid, mark)]) \
+            and time.monotonic() < until:
+        time.sleep(0.1)
+    return alive
+
+
+def _carries(pid: int, mark: str) -> bool:
+    try:
+        return mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:     # gone, or a zombie
+        return False
