@@ -19,6 +19,7 @@ setup(
     package_data={
         **{package: ["*.yaml"] for package in recipe_packages()},
         "nvlm_train": ["assets/*"],
+        "nvlm_train.training.report": ["page.*"],
         "data_prep": ["assets/*"],
     },
 )

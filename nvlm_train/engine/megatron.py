@@ -69,10 +69,7 @@ class MegatronEngine:
         self.chunks = [DistributedDataParallel(s.config, ddp, s) for s in stages]
         for key in ("trainable", "lr_multipliers"):
             refuse_unmatched(getattr(run.train, key), names, f"train.{key}")
-        self.optimizer = self._new_optimizer()
-
-    def _new_optimizer(self):
-        return build_optimizer(self.chunks, self.run.train, bf16=self.dtype == torch.bfloat16)
+        self.optimizer = build_optimizer(self.chunks, run.train, bf16=self.dtype == torch.bfloat16)
 
     def _set_trainable(self, stages: list[Nvlm]) -> list[str]:
         """Freeze by pattern. Returns every parameter name of the whole model."""
@@ -233,8 +230,7 @@ class MegatronEngine:
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
         else:
-            # A new one: describing the optimizer for a load has filled its state with uninitialised memory.
-            self.optimizer = self._new_optimizer()
+            self.optimizer.reload_model_params()
 
     # -- agreement --------------------------------------------------------------------------------------------------
 

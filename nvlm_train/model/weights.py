@@ -3,8 +3,10 @@
 Reading takes each rank's slice straight from the file, by the same sharding that checkpoints use; nothing is unpickled.
 """
 
+from collections import Counter
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 
 from nvlm_train.errors import CheckpointError
@@ -42,11 +44,20 @@ def load_component(stage, component: str, path: str | None) -> None:
         place(shard, full)
 
 
-def component_tensors(stages, component: str) -> dict:
-    """Whole-model name -> tensor of a component, of an engine that holds the model unsharded (tensor = pipeline = 1)."""
-    found = {}
+def component_tensors(stages, component: str) -> dict[str, torch.Tensor]:
+    """Whole-model name -> float32 tensor of a component, as `load_component` takes them back.
+
+    Of an engine that holds the model unsharded; raises CheckpointError if a part of a tensor lies on another rank.
+    """
+    found, held = {}, Counter()
     for stage in stages:
-        for name, param in stage.named_parameters():
-            if name.startswith(component + "."):
-                found[name] = param.detach().float().contiguous().cpu()
+        for shard in shards(stage.sharded_state_dict()):
+            if shard.key.startswith(component + "."):
+                full = found.setdefault(shard.key, torch.zeros(shard.global_shape))
+                place = tuple(slice(o, o + size) for o, size in zip(shard.global_offset, shard.local_shape))
+                full[place] = shard.data.detach().float().cpu().view(shard.local_shape)
+                held[shard.key] += shard.data.numel()
+    partial = [key for key, full in found.items() if held[key] != full.numel()]
+    if partial:
+        raise CheckpointError(f"{partial[0]} is split over ranks; export with layout.tensor=1 layout.pipeline=1 on one process")
     return found

@@ -1,0 +1,115 @@
+"""The demo's data, from three packages and nothing downloaded: shapes (easy_vqa), rendered text, and text-only puzzles.
+
+Training and test material is disjoint: easy_vqa's own split of pictures; other photographs behind the rendered text; puzzles
+whose question occurs in the test set are left out of training. Everything follows from the seed.
+
+The folders of shards (`builtin:demo/NAME`):
+    pretrain        captions of shapes, transcripts of rendered text                    (stage 1)
+    sft             conversations about shapes, questions about rendered text           (stage 2)
+    text            puzzles without a picture                                           (stage 2's text-only blend)
+    told            questions about pictures that are told in words                     (made the demo's language model)
+    easy_vqa_test, rendered_text_test, text_test                                        (evaluation: one question each)
+"""
+
+import random
+from collections.abc import Callable, Iterator
+
+from data_prep import easy_vqa_facts, phrases, puzzles, rendered_text
+from nvlm_train.contracts import IMAGE_PLACEHOLDER, Sample, Turn
+
+SEED = 7
+RENDERED = 4000         # training pictures of text, transcribed in stage 1 and asked about in stage 2
+PUZZLES = 24000         # text-only training questions
+TEST = 400              # questions of each test set
+QUESTIONS = 6           # most questions in one conversation about a shape
+
+
+def shape_captions() -> Iterator[Sample]:
+    """Captions of the training pictures whose colour and shape the package's answers tell."""
+    random_ = random.Random(f"shape captions/{SEED}")
+    for picture in easy_vqa_facts.pictures("train"):
+        if picture.color and picture.shape:
+            caption = phrases.shape_caption(picture.color, picture.shape)
+            yield _sample("easy_vqa", f"caption-{picture.number}", picture.path.read_bytes(),
+                          [(random_.choice(phrases.CAPTION_REQUESTS), caption)])
+
+
+def shape_conversations() -> Iterator[Sample]:
+    """The training pictures, each with up to `QUESTIONS` of its questions in random order."""
+    random_ = random.Random(f"shape conversations/{SEED}")
+    for picture in easy_vqa_facts.pictures("train"):
+        questions = random_.sample(picture.questions, min(QUESTIONS, len(picture.questions)))
+        yield _sample("easy_vqa", f"train-{picture.number}", picture.path.read_bytes(), questions)
+
+
+def shape_test() -> Iterator[Sample]:
+    """`TEST` questions of the package's own test split, one to a sample, drawn evenly over its pictures' questions."""
+    asked = [(picture, question) for picture in easy_vqa_facts.pictures("test") for question in picture.questions]
+    chosen = random.Random(f"shape test/{SEED}").sample(range(len(asked)), TEST)
+    for index in sorted(chosen):
+        picture, question = asked[index]
+        yield _sample("easy_vqa", f"test-{index}", picture.path.read_bytes(), [question])
+
+
+def transcripts() -> Iterator[Sample]:
+    """The training pictures of text, each with its transcript."""
+    random_ = random.Random(f"transcripts/{SEED}")
+    for index, (_, text, png) in enumerate(rendered_text.pictures("train", RENDERED, SEED)):
+        request = random_.choice(phrases.READING_REQUESTS)
+        yield _sample("rendered_text", f"transcript-{index}", png, [(request, phrases.reading_caption(text))])
+
+
+def reading_questions(split: str, count: int) -> Iterator[Sample]:
+    """Pictures of text of one split, each with a question that names the kind of text."""
+    random_ = random.Random(f"reading/{split}/{SEED}")
+    for index, (kind, text, png) in enumerate(rendered_text.pictures(split, count, SEED)):
+        request = random_.choice(phrases.WORD_QUESTIONS if kind == "word" else phrases.NUMBER_QUESTIONS)
+        yield _sample("rendered_text", f"{split}-{index}", png, [(request, text)])
+
+
+def puzzle_samples(split: str) -> Iterator[Sample]:
+    """Text-only questions of one split."""
+    questions = {"train": lambda: puzzles.training(PUZZLES, TEST, SEED), "test": lambda: puzzles.test(TEST, SEED)}[split]()
+    for index, (task, question, answer) in enumerate(questions):
+        yield _sample("text_only", f"{split}-{index}", None, [(question, answer)], task)
+
+
+def told_pictures() -> Iterator[Sample]:
+    """Training pictures told in words, with questions about them: what a language model can know of shapes without seeing."""
+    random_ = random.Random(f"told/{SEED}")
+    for picture in easy_vqa_facts.pictures("train"):
+        if picture.color and picture.shape:
+            caption = phrases.shape_caption(picture.color, picture.shape)
+            asked = random_.sample(picture.questions, 2)
+            asked.insert(0, (random_.choice(phrases.CAPTION_REQUESTS), caption))
+            yield _sample("told", f"shape-{picture.number}", None, [(f"{caption}\n{asked[0][0]}", asked[0][1]), *asked[1:]])
+    for index in range(RENDERED):
+        text = random_.choice(phrases.WORDS) if index % 2 else str(random_.randrange(10, 100))
+        asked = [(random_.choice(phrases.READING_REQUESTS), phrases.reading_caption(text)),
+                 (random_.choice(phrases.WORD_QUESTIONS if index % 2 else phrases.NUMBER_QUESTIONS), text)]
+        random_.shuffle(asked)
+        yield _sample("told", f"text-{index}", None, [(f"{text}\n{asked[0][0]}", asked[0][1]), *asked[1:]])
+
+
+def _sample(source: str, key: str, image: bytes | None, questions: list[tuple[str, str]], task: str | None = None) -> Sample:
+    """A sample of questions and answers; the picture, if any, comes before the first question."""
+    turns = [Turn(role, text) for pair in questions for role, text in zip(("user", "assistant"), pair)]
+    if image is not None:
+        turns[0] = Turn("user", f"{IMAGE_PLACEHOLDER}\n{turns[0].text}")
+    return Sample(f"{source}-{key}", source, (image,) if image is not None else (), tuple(turns), {"task": task or source})
+
+
+def _chain(*parts: Callable[[], Iterator[Sample]]) -> Iterator[Sample]:
+    for part in parts:
+        yield from part()
+
+
+SETS: dict[str, Callable[[], Iterator[Sample]]] = {
+    "pretrain": lambda: _chain(shape_captions, transcripts),
+    "sft": lambda: _chain(shape_conversations, lambda: reading_questions("train", RENDERED)),
+    "text": lambda: puzzle_samples("train"),
+    "told": told_pictures,
+    "easy_vqa_test": shape_test,
+    "rendered_text_test": lambda: reading_questions("test", TEST),
+    "text_test": lambda: puzzle_samples("test"),
+}

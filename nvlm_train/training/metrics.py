@@ -1,0 +1,137 @@
+"""From finished steps to the figures people read: one record a step, the same on every rank.
+
+A row of metrics.jsonl:
+    stage, step                     finished steps of the stage
+    loss, grad_norm, lr             loss: weighted mean over the step; null where not finite (then `skipped` is true)
+    skipped                         the update was not applied
+    samples, refused                slots used and slots left empty; together train.global_batch
+    tokens, padded_tokens, fill     real tokens; tokens of all rows with their padding; the first over the second
+    tiles                           image tiles that were encoded
+    step_s, data_wait_s             seconds of the whole step, and how much of it the slowest rank waited for data
+    samples_per_s, tokens_per_s, padded_tokens_per_s    over step_s, all devices together
+    tflops                          useful TFLOP/s of each device: vit, connector, llm, total (see model/accounting)
+    mfu                             useful FLOP/s over the dense bf16 datasheet peak; null on CPU
+    source_losses                   source -> its weighted mean loss
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from nvlm_train.config.schema import Run
+from nvlm_train.contracts import PackedBatch, Slot
+from nvlm_train.engine.interface import Engine
+from nvlm_train.model.accounting import Parts, SampleWork, mfu, trained_components, useful_flops
+from nvlm_train.training.loop import StepDone
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A finished step over all ranks: the row of metrics.jsonl and the step's slots in their order."""
+
+    row: dict
+    slots: Sequence[Slot]
+
+
+class Sink(Protocol):
+    """A reader of figures. Lives on the main rank alone and never talks to other ranks."""
+
+    def step(self, record: StepRecord) -> None:
+        """One finished step."""
+
+    def evaluation(self, row: dict) -> None:
+        """One finished validation: a row of eval.jsonl."""
+
+    def close(self) -> None:
+        """The last call."""
+
+
+class Share(NamedTuple):
+    """What one replica adds to a record."""
+
+    slots: Sequence[Slot]
+    flops: Parts
+    data_wait_s: float
+
+
+class Recorder:
+    """Hook that gathers each step's slots and work from all replicas and hands the records on.
+
+    checks:     called with every record on every rank, so they may raise everywhere alike.
+    sinks:      main rank only.
+    flush_at:   whether records must be complete after this step (a checkpoint follows).
+    devices, peak: for FLOP/s of each device; peak in FLOP/s, None on a CPU.
+
+    Gathering waits for `run.log_every` steps, so that most steps of a large job add no collective.
+    """
+
+    def __init__(self, run: Run, engine: Engine, sinks: Sequence[Sink], checks: Sequence[Callable[[StepRecord], None]],
+                 flush_at: Callable[[int], bool], devices: int, peak: float | None) -> None:
+        self._run, self._engine, self._sinks, self._checks = run, engine, sinks, checks
+        self._flush_at, self._devices, self._peak = flush_at, devices, peak
+        self._trained = trained_components(run.train)
+        self._waiting: list[tuple[StepDone, Share]] = []
+
+    def on_start(self, step: int) -> None:
+        self._waiting.clear()
+
+    def on_step(self, done: StepDone) -> None:
+        work = (sample for row in done.batch.rows for sample in sample_work(row))
+        flops = useful_flops(self._run.model, self._trained, work)
+        self._waiting.append((done, Share(done.batch.slots, flops, done.data_wait_s)))
+        if done.step % max(1, self._run.run.log_every) == 0 or done.report.skipped or self._flush_at(done.step):
+            self._flush()
+
+    def on_end(self, step: int) -> None:
+        self._flush()
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        mine = [share for _, share in self._waiting] if self._engine.reads_data else None
+        replicas = [shares for shares in self._engine.gather_objects(mine) if shares is not None]
+        for (done, _), *shares in zip(self._waiting, *replicas):
+            record = make_record(self._run.stage, done, shares, self._devices, self._peak)
+            for sink in self._sinks:
+                sink.step(record)
+            for check in self._checks:
+                check(record)
+        self._waiting.clear()
+
+
+def sample_work(row: PackedBatch) -> Iterable[SampleWork]:
+    """Tokens, tiles and supervised tokens of each sample of a row, in row order."""
+    edges = row.cu_seqlens[: len(row.keys) + 1].numpy()
+    tiles = np.diff(np.searchsorted(row.tile_starts_n.numpy(), edges))
+    supervised = np.concatenate([[0], np.cumsum(row.loss_weights_T.numpy() > 0)])
+    return [
+        SampleWork(int(end - start), int(count), int(supervised[end] - supervised[start]))
+        for start, end, count in zip(edges[:-1], edges[1:], tiles)
+    ]
+
+
+def make_record(stage: str, done: StepDone, replicas: Sequence[Share], devices: int, peak: float | None) -> StepRecord:
+    """Joins what the replicas did in one step."""
+    slots = sorted((slot for share in replicas for slot in share.slots), key=lambda slot: slot.n)
+    flops = sum((share.flops for share in replicas), Parts())
+    report, seconds = done.report, done.data_wait_s + done.compute_s
+    used = sum(slot.refused is None for slot in slots)
+    speed = flops.scaled(1e-12 / (seconds * devices))
+    row = {
+        "stage": stage, "step": done.step, "loss": report.loss, "grad_norm": report.grad_norm, "lr": done.lr,
+        "skipped": report.skipped, "samples": used, "refused": len(slots) - used,
+        "tokens": report.tokens, "padded_tokens": report.padded_tokens, "fill": report.tokens / max(1, report.padded_tokens),
+        "tiles": report.tiles, "step_s": seconds, "data_wait_s": max(share.data_wait_s for share in replicas),
+        "samples_per_s": used / seconds, "tokens_per_s": report.tokens / seconds,
+        "padded_tokens_per_s": report.padded_tokens / seconds,
+        "tflops": {"vit": speed.vision, "connector": speed.connector, "llm": speed.language, "total": speed.total},
+        "mfu": mfu(flops.total, seconds, devices, peak),
+        "source_losses": {source: total / weight for source, (total, weight) in sorted(report.source_losses.items()) if weight},
+    }
+    return StepRecord(row, slots)

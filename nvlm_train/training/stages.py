@@ -1,0 +1,165 @@
+"""All stages of a job, one after the other: what `nvlm train` does.
+
+Each stage has its own engine (layouts may differ), data, checkpoints and hooks; see `_train_stage` for the order of things.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import asdict, replace
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from nvlm_train.config.dump import redact, runs_from_file, to_yaml
+from nvlm_train.config.rules import check_world
+from nvlm_train.config.schema import Run
+from nvlm_train.data.loader import build_loader, validation_rows
+from nvlm_train.data.tokenizer import Tokenizer, load_tokenizer
+from nvlm_train.engine.agree import on_every_rank, on_main
+from nvlm_train.engine.checkpoint import CheckpointStore, SaveFacts, load
+from nvlm_train.engine.interface import Engine
+from nvlm_train.engine.manifest import fingerprint
+from nvlm_train.errors import ConfigError, DataError, TrainingError
+from nvlm_train.model.accounting import peak_flops
+from nvlm_train.training.builtin import with_builtin_data
+from nvlm_train.training.hooks import Checkpoints, RefusedBudget, Report, Validation, saves_at
+from nvlm_train.training.logs import Logs, write_atomically
+from nvlm_train.training.loop import Hook, train
+from nvlm_train.training.metrics import Recorder, Sink
+from nvlm_train.training.progress import ProgressLine
+from nvlm_train.training.report import write_report
+from nvlm_train.training.run_dir import STAGES, claim, cut_after
+from nvlm_train.training.start import Start, checkpoints_of, resume_point, start_of
+from nvlm_train.training.telemetry import telemetry
+
+log = logging.getLogger(__name__)
+
+
+def build_engine(run: Run) -> Engine:
+    """The engine that `run.engine` names. Imported here because Megatron takes seconds to load."""
+    return import_module("nvlm_train.engine.megatron").MegatronEngine(run)
+
+
+def train_all(runs: list[Run], engine_of: Callable[[Run], Engine] = build_engine) -> None:
+    """Train every stage of `runs`, in order, each from where it left off. Called on every rank with the same runs.
+
+    Raises Preempted when told to stop (everything saved), and the errors of what it is made of: ConfigError, DataError,
+    CheckpointError, TrainingError.
+    """
+    run_dir = Path(runs[0].run.dir)
+    for run in runs:
+        check_world(run, int(os.environ.get("WORLD_SIZE", "1")))
+    with ExitStack() as held:
+        if os.environ.get("RANK", "0") == "0":
+            held.callback(claim(run_dir, runs[0].run.resume).release)
+        first, start = resume_point(runs) or (0, start_of(runs[0], None))
+        for index in range(first, len(runs)):
+            run = runs[index]
+            if index > first:
+                start = start_of(run, runs[index - 1])
+            if start.step >= run.train.steps:
+                log.info("%s: all %d steps are done (%s)", run.stage, run.train.steps, start.checkpoint)
+            else:
+                _train_stage(runs, run, start, engine_of)
+
+
+def _train_stage(runs: Sequence[Run], run: Run, start: Start, engine_of: Callable[[Run], Engine]) -> None:
+    with closing(engine_of(run)) as engine:
+        _agree(engine, start)
+        tokenizer = load_tokenizer(run.model.tokenizer)
+        run = with_builtin_data(run, engine)
+        store = CheckpointStore(checkpoints_of(run), run.run.keep_last)
+        store.preflight(engine)
+        log.info(start.told(run))
+        if start.checkpoint is not None:
+            load(start.checkpoint, engine, fingerprint(run, tokenizer.fingerprint), model_only=not start.resumed)
+        _rewind(runs, run, start, engine, store)
+        with _open_data(run, tokenizer, engine, start) as loader:
+            train(run, engine, engine.shared(loader), _hooks(runs, run, start, engine, tokenizer, store), start.step)
+
+
+def _open_data(run: Run, tokenizer: Tokenizer, engine: Engine, start: Start) -> AbstractContextManager:
+    """The loader on ranks that read, nothing on the others. Data that cannot be opened stops every rank."""
+    opened = []
+
+    def open_it() -> None:
+        if engine.reads_data:
+            opened.append(build_loader(run, tokenizer, engine.data_rank, engine.data_size, start.cursor, _multiple(run)))
+
+    on_every_rank(engine, "opening the data", open_it, DataError)
+    return opened[0] if opened else nullcontext()
+
+
+def _agree(engine: Engine, start: Start) -> None:
+    """Every rank has looked for checkpoints by itself: if they saw different ones, the run directory is not shared."""
+    seen = engine.gather_objects((start.step, str(start.checkpoint)))
+    if len(set(seen)) > 1:
+        first = next(rank for rank, other in enumerate(seen) if other != seen[0])
+        raise TrainingError(
+            f"the ranks do not see the same checkpoints: rank 0 sees {seen[0][1]}, rank {first} sees {seen[first][1]}. "
+            "run.dir must lie on storage that all nodes share"
+        )
+
+
+def _rewind(runs: Sequence[Run], run: Run, start: Start, engine: Engine, store: CheckpointStore) -> None:
+    """Forget what came after the starting point: rows of the logs are cut off, later checkpoints are put aside."""
+    run_dir = Path(run.run.dir)
+    store.rewind_to(engine, start.step)
+    for stage in STAGES[STAGES.index(run.stage) + 1:]:
+        CheckpointStore(checkpoints_of(replace(run, stage=stage)), run.run.keep_last).rewind_to(engine, -1)
+
+    def write() -> None:
+        if cut := cut_after(run_dir, run.stage, start.step):
+            log.info("%s: %d rows of the logs were later than step %d and are cut off", run.stage, cut, start.step)
+        write_atomically(run_dir / "config.yaml", to_yaml(_with_other_stages(runs, run_dir / "config.yaml")).encode("utf-8"))
+
+    on_main(engine, f"preparing {run_dir}", write, TrainingError)
+
+
+def _with_other_stages(runs: Sequence[Run], config: Path) -> list[Run]:
+    """The job's stages, and those of earlier jobs in this run directory."""
+    try:
+        earlier = runs_from_file(config) if config.exists() else []
+    except ConfigError as error:
+        log.warning("%s of an earlier job is replaced: %s", config, error)
+        earlier = []
+    stages = {run.stage: run for run in (*earlier, *runs)}
+    return [stages[name] for name in STAGES if name in stages]
+
+
+def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenizer: Tokenizer,
+           store: CheckpointStore) -> list[Hook]:
+    """In the order in which they act on a step: figures first, then validation, then the checkpoint that vouches for both."""
+    run_dir = Path(run.run.dir)
+    logs = Logs(run_dir) if engine.is_main else None
+    sinks: list[Sink] = [logs, ProgressLine(run), *telemetry(runs, run, run_dir, start.step)] if logs else []
+    hooks: list[Hook] = [Recorder(
+        run, engine, sinks, checks=[RefusedBudget(run)], flush_at=lambda step: saves_at(run, step),
+        devices=len(engine.gather_objects(None)), peak=peak_flops(_device_name(run)),
+    )]
+    if run.data.validation:
+        rows = validation_rows(run, tokenizer, engine.data_rank, engine.data_size, run.run.eval_batches, _multiple(run))
+        hooks.append(Validation(run, engine, rows, sinks))
+
+    facts = SaveFacts(run.stage, redact(asdict(run)), fingerprint(run, tokenizer.fingerprint), cursor=0)
+    hooks.append(Checkpoints(
+        run, save=lambda step, cursor: store.save(engine, replace(facts, cursor=cursor), step, run.run.async_save),
+        finish=store.finish, before=logs.sync if logs else lambda: None, cursor=start.cursor,
+    ))
+    if engine.is_main:
+        hooks.append(Report(write_report, run_dir, run.run.save_every or run.run.eval_every))
+    return hooks
+
+
+def _multiple(run: Run) -> int:
+    """Rows of a rank come in multiples of this: an interleaved pipeline needs whole rounds of its stages."""
+    return run.layout.pipeline if run.layout.virtual > 1 else 1
+
+
+def _device_name(run: Run) -> str | None:
+    """The accelerator's name as its driver gives it; None when training on the CPU."""
+    on_gpu = run.run.device != "cpu" and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if on_gpu else None

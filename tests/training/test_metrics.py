@@ -1,0 +1,101 @@
+import json
+from dataclasses import replace
+
+import pytest
+from training_fakes import MODEL, Collector, FakeEngine, make_batches, make_row, make_run, with_run
+
+from nvlm_train.contracts import Slot
+from nvlm_train.model.accounting import Parts, SampleWork, useful_flops
+from nvlm_train.training.logs import METRICS, SAMPLES, Logs, read_rows
+from nvlm_train.training.loop import train
+from nvlm_train.training.metrics import Recorder, Share, sample_work
+from nvlm_train.training.schedule import lr_at
+
+
+def record_run(run, engine, sinks, checks=(), flush_at=lambda step: False, devices=1, peak=None, **batches):
+    train(run, engine, make_batches(run, **batches), [Recorder(run, engine, sinks, checks, flush_at, devices, peak)])
+
+
+def test_work_of_a_row_is_counted_per_sample():
+    row = make_row(lengths=(6, 4, 3), tiles=((0, 2), (), (1,)), supervised=2)
+    assert sample_work(row) == [SampleWork(6, 2, 2), SampleWork(4, 0, 2), SampleWork(3, 1, 2)]
+    assert sample_work(make_row(lengths=(), tiles=())) == []
+
+
+def test_a_row_of_figures_adds_up():
+    run, sink = make_run(steps=1), Collector()
+    record_run(run, FakeEngine(), [sink], refused={1: "too_long"}.get, devices=2, peak=1e9)
+    row, slots = sink.records[0].row, sink.records[0].slots
+    assert (row["stage"], row["step"], row["loss"], row["grad_norm"], row["lr"]) == ("pretrain", 1, 1.0, 0.5, lr_at(1, run.train))
+    assert (row["samples"], row["refused"], row["tokens"], row["padded_tokens"], row["tiles"]) == (1, 1, 10, 16, 1)
+    assert row["fill"] == 10 / 16
+    assert row["tokens_per_s"] * row["step_s"] == pytest.approx(10)
+    assert row["padded_tokens_per_s"] * row["step_s"] == pytest.approx(16)
+    assert row["samples_per_s"] * row["step_s"] == pytest.approx(1)
+    assert 0 <= row["data_wait_s"] <= row["step_s"]
+    assert row["source_losses"] == {"a": 1.0}
+    flops = useful_flops(MODEL, {"connector"}, sample_work(make_row()))
+    assert row["tflops"]["total"] * row["step_s"] * 2e12 == pytest.approx(flops.total)
+    assert row["tflops"]["vit"] * row["step_s"] * 2e12 == pytest.approx(flops.vision)
+    assert row["mfu"] * row["step_s"] * 2e9 == pytest.approx(flops.total)
+    assert [(slot.n, slot.refused) for slot in slots] == [(0, None), (1, "too_long")]
+    assert sink.closed
+
+
+def test_replicas_are_joined_and_model_parallel_ranks_count_once():
+    """Three more ranks: one of this replica (which reads nothing), two of another."""
+    run, sink = make_run(steps=1), Collector()
+    other = Share([Slot(3, "s3", "a"), Slot(2, "s2", "a", "broken_image")], Parts(1e6, 2e6, 3e6), 0.25)
+    engine = FakeEngine(others=lambda value: [None, [other], None] if isinstance(value, list) else [])
+    record_run(run, engine, [sink], devices=4)
+    record = sink.records[0]
+    assert [slot.n for slot in record.slots] == [0, 1, 2, 3]
+    assert (record.row["samples"], record.row["refused"], record.row["data_wait_s"]) == (3, 1, 0.25)
+    own = useful_flops(MODEL, {"connector"}, sample_work(make_row()))
+    assert record.row["tflops"]["total"] * record.row["step_s"] * 4e12 == pytest.approx(own.total + 6e6)
+    assert record.row["mfu"] is None
+
+
+def test_gathering_waits_for_log_every_but_never_past_a_save_or_a_bad_step():
+    run, sink, engine = with_run(make_run(steps=12), log_every=5), Collector(), None
+    seen = []
+    losses = [1.0] * 12
+    losses[7] = float("inf")
+    engine = FakeEngine(losses=losses, during=lambda step: seen.append(len(sink.records)))
+    record_run(run, engine, [sink], flush_at=lambda step: step == 3)
+    assert seen == [0, 0, 0, 3, 3, 5, 5, 5, 8, 8, 10, 10]
+    assert [record.row["step"] for record in sink.records] == list(range(1, 13))
+    assert engine.gathered == 5
+
+
+def test_logs_hold_valid_json_even_of_a_step_that_was_not_finite(tmp_path):
+    run = make_run(tmp_path, steps=2)
+    engine = FakeEngine(losses=[2.0, float("nan")])
+    record_run(run, engine, [Logs(tmp_path)], refused={2: "too_long"}.get)
+    lines = (tmp_path / METRICS).read_text().splitlines()
+    rows = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")) for line in lines]
+    assert [(row["loss"], row["grad_norm"], row["skipped"]) for row in rows] == [(2.0, 0.5, False), (None, None, True)]
+    assert rows[1]["source_losses"] == {"a": None}
+    assert set(rows[0]) == {
+        "stage", "step", "loss", "grad_norm", "lr", "skipped", "samples", "refused", "tokens", "padded_tokens", "fill", "tiles",
+        "step_s", "data_wait_s", "samples_per_s", "tokens_per_s", "padded_tokens_per_s", "tflops", "mfu", "source_losses"}
+    assert read_rows(tmp_path / SAMPLES) == [
+        {"stage": "pretrain", "step": 1, "first_slot": 0, "ids": ["a/s0", "a/s1"], "refused": {}},
+        {"stage": "pretrain", "step": 2, "first_slot": 2, "ids": ["a/s2", "a/s3"], "refused": {"2": "too_long"}},
+    ]
+
+
+def test_checks_see_every_record_on_every_rank():
+    run, seen = make_run(steps=3), []
+    engine = FakeEngine(is_main=False, reads_data=False,
+                        others=lambda value: [[Share([Slot(0, "s", "a")], Parts(), 0.0)]] if value is None else [])
+    record_run(run, engine, [], checks=[lambda record: seen.append(record.slots)])
+    assert [[slot.key for slot in slots] for slots in seen] == [["s"]] * 3
+
+
+def test_a_source_without_supervised_tokens_has_no_mean():
+    run, sink, engine = make_run(steps=1), Collector(), FakeEngine()
+    step = engine.train_step
+    engine.train_step = lambda batch, lr: replace(step(batch, lr), source_losses={"a": (0.0, 0.0), "b": (3.0, 2.0)})
+    record_run(run, engine, [sink])
+    assert sink.records[0].row["source_losses"] == {"b": 1.5}

@@ -1,0 +1,125 @@
+"""Whole jobs on the built-in data: the real engine, loader and checkpoints, in this process."""
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from contextlib import closing
+from dataclasses import asdict
+
+import pytest
+
+from nvlm_train.config.compose import compose
+from nvlm_train.errors import TrainingError
+from nvlm_train.model.accounting import parameters
+from nvlm_train.parallel import groups
+from nvlm_train.training.logs import read_rows
+from nvlm_train.training.preemption import Preempted
+from nvlm_train.training.stages import build_engine, train_all
+
+pytestmark = pytest.mark.slow
+
+TINY = ("recipe=nvlm_d_tiny", "train.global_batch=4", "train.warmup_steps=1", "run.eval_batches=1", "run.device=cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def job():
+    """The first engine joins a job of one process; leave it when done."""
+    yield
+    groups.stop()
+
+
+@pytest.fixture(autouse=True)
+def said(caplog):
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def train(run_dir, *settings):
+    train_all(compose([*TINY, f"run.dir={run_dir}", *settings]))
+
+
+def curve(run_dir):
+    return [(row["stage"], row["step"], row["loss"]) for row in read_rows(run_dir / "metrics.jsonl")]
+
+
+def ids(run_dir):
+    return [(row["stage"], row["step"], row["ids"]) for row in read_rows(run_dir / "samples.jsonl")]
+
+
+def test_both_stages_and_then_nothing_left_to_do(tmp_path, said):
+    train(tmp_path, "train.steps=3")
+    assert [point[:2] for point in curve(tmp_path)] == [(stage, step) for stage in ("pretrain", "sft") for step in (1, 2, 3)]
+    assert "pretrain: starts from the backbones" in said.text
+    assert f"sft: starts from the weights of {tmp_path}/checkpoints/pretrain/step-00000003, with a fresh optimizer" in said.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoints", "config.yaml", "eval.jsonl", "lock", "lock.owner", "metrics.jsonl", "report.html", "samples.jsonl"]
+    assert [(row["stage"], row["step"]) for row in read_rows(tmp_path / "eval.jsonl")] == [("pretrain", 3), ("sft", 3)]
+    assert all(row["mfu"] is None and row["tflops"]["total"] > 0 for row in read_rows(tmp_path / "metrics.jsonl"))
+
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    train(tmp_path, "train.steps=3")
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert "sft: all 3 steps are done" in said.text
+    with pytest.raises(TrainingError, match="already holds a run"):
+        train(tmp_path, "train.steps=3", "run.resume=never")
+
+
+def test_a_preempted_job_goes_on_as_if_nothing_had_happened(tmp_path, said):
+    """Same losses to the last bit, each sample once: SIGTERM in the middle, then the same command again."""
+    settings = ("stage=sft", "train.steps=8", "run.save_every=3", "run.async_save=true")
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    train(straight, *settings)
+
+    def stop_after_two_steps():
+        while len(curve(broken)) < 2:
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_after_two_steps, daemon=True).start()
+    with pytest.raises(Preempted, match=r"stopped by SIGTERM after step \d of 8 \(sft\); everything is saved"):
+        train(broken, *settings)
+    stopped_at = len(curve(broken))
+    assert 2 <= stopped_at < 8
+    with open(broken / "metrics.jsonl", "a") as log:
+        log.write('{"stage": "sft", "step": 7, "loss": 0.0}\n{"stage": "sft", "st')      # what a crash could have left
+
+    train(broken, *settings)
+    assert f"sft: goes on after step {stopped_at} of 8" in said.text
+    assert curve(broken) == curve(straight)
+    assert ids(broken) == ids(straight)
+    rows = read_rows(broken / "samples.jsonl")
+    seen = [n for row in rows for n in range(row["first_slot"], row["first_slot"] + len(row["ids"]))]
+    assert seen == list(range(8 * 4))
+
+
+def test_going_back_to_an_older_checkpoint_puts_the_later_ones_aside(tmp_path):
+    settings = ("stage=sft", "train.steps=4", "run.save_every=2")
+    train(tmp_path, *settings)
+    first = curve(tmp_path)
+    train(tmp_path, *settings, f"run.resume={tmp_path}/checkpoints/sft/step-00000002")
+    assert curve(tmp_path) == first
+    folders = sorted(path.name for path in (tmp_path / "checkpoints" / "sft").iterdir())
+    assert [name for name in folders if name.startswith("step-")] == ["step-00000002", "step-00000004"]
+    assert sum(name.startswith(".aside-step-00000004") for name in folders) == 1
+
+
+def test_init_takes_the_weights_of_another_run(tmp_path, said):
+    source, run_dir = tmp_path / "source", tmp_path / "run"
+    train(source, "stage=pretrain", "train.steps=2")
+    train(run_dir, "stage=sft", "train.steps=2", f"init={source}")
+    assert f"sft: starts from the weights of {source}/checkpoints/pretrain/step-00000002" in said.text
+    assert [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+@pytest.mark.parametrize("recipe", ["nvlm_d_tiny", "nvlm_d_tiny_6b"])
+def test_accounting_counts_the_parameters_that_the_model_has(recipe, tmp_path):
+    run = compose([f"recipe={recipe}", "stage=sft", f"run.dir={tmp_path}", "run.device=cpu"])[0]
+    with closing(build_engine(run)) as engine:
+        found = Counter()
+        for name, parameter in engine.stages()[0].named_parameters():
+            found[name.split(".")[0]] += parameter.numel()
+    assert found == asdict(parameters(run.model))
