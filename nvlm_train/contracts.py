@@ -7,8 +7,8 @@ Shape legend, used as name suffixes everywhere:
 A row is one micro-batch: Megatron sees a batch of one sequence of T tokens.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Mapping, Sequence
 
 import numpy as np
 import torch

@@ -30,6 +30,7 @@ from nvlm_train.errors import CheckpointError, NvlmError, TrainingError
 
 __all__ = ["CheckpointStore", "SaveFacts", "load", "resolve"]
 BEST = "best.json"
+VALIDATION_LOSS = "validation_loss"     # in SaveFacts.extra: makes the checkpoint a candidate for the best
 _log = logging.getLogger(__name__)
 
 
@@ -219,7 +220,17 @@ class CheckpointStore:
                  fingerprint=facts.fingerprint, contents=pending.write.contents, files=files, rng=facts.rng, versions=versions(),
                  extra=facts.extra).write(pending.partial)
         folders.publish(pending.partial, pending.target)
+        self._note_best(pending.step, facts.extra.get(VALIDATION_LOSS))
         self._prune(pending.step)
+
+    def _note_best(self, step: int, loss: float | None) -> None:
+        """Mark the step just published as the best if its validation loss is the lowest of all checkpoints that have one."""
+        if loss is None:
+            return
+        best = self.best()
+        known = Manifest.read(self.root / folders.step_folder(best)).extra.get(VALIDATION_LOSS) if best in self.steps() else None
+        if known is None or loss < known:
+            self.mark_best(step)
 
     def _prune(self, published: int) -> None:
         """Delete what is neither among the newest, nor the best, nor the one just published. Failing to is only reported."""

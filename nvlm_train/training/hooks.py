@@ -81,6 +81,11 @@ class Validation(QuietHook):
 
     def __init__(self, run: Run, engine: Engine, rows: Sequence[PackedBatch], sinks: Sequence[Sink]) -> None:
         self._run, self._engine, self._rows, self._sinks = run, engine, rows, sinks
+        self._last: tuple[int, float | None] = (-1, None)
+
+    def loss_at(self, step: int) -> float | None:
+        """The validation loss measured after this very step; None if there was no validation then."""
+        return self._last[1] if self._last[0] == step else None
 
     def on_step(self, done: StepDone) -> None:
         every = self._run.run.eval_every
@@ -97,6 +102,7 @@ class Validation(QuietHook):
             "source_losses": {source: loss / weight for source, (loss, weight) in sorted(sums.items()) if weight},
             "seconds": time.perf_counter() - began,
         }
+        self._last = (step, row["loss"])
         for sink in self._sinks:
             sink.evaluation(row)
 

@@ -19,9 +19,9 @@ from nvlm_train.config.schema import Run
 from nvlm_train.data.loader import build_loader, validation_rows
 from nvlm_train.data.tokenizer import Tokenizer, load_tokenizer
 from nvlm_train.engine.agree import on_every_rank, on_main
-from nvlm_train.engine.checkpoint import CheckpointStore, SaveFacts, load
+from nvlm_train.engine.checkpoint import VALIDATION_LOSS, CheckpointStore, SaveFacts, load
 from nvlm_train.engine.interface import Engine
-from nvlm_train.engine.manifest import fingerprint
+from nvlm_train.engine.manifest import Manifest, fingerprint
 from nvlm_train.errors import ConfigError, DataError, TrainingError
 from nvlm_train.model.accounting import peak_flops
 from nvlm_train.training.builtin import with_builtin_data
@@ -34,6 +34,8 @@ from nvlm_train.training.report import write_report
 from nvlm_train.training.run_dir import STAGES, claim, cut_after
 from nvlm_train.training.start import Start, checkpoints_of, resume_point, start_of
 from nvlm_train.training.telemetry import telemetry
+
+ORDER = "order"    # in a checkpoint's manifest: the order its cursor counts in
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,9 @@ def _train_stage(runs: Sequence[Run], run: Run, start: Start, engine_of: Callabl
             load(start.checkpoint, engine, fingerprint(run, tokenizer.fingerprint), model_only=not start.resumed)
         _rewind(runs, run, start, engine, store)
         with _open_data(run, tokenizer, engine, start) as loader:
-            train(run, engine, engine.shared(loader), _hooks(runs, run, start, engine, tokenizer, store), start.step)
+            order = loader.order.fingerprint if loader is not None else ""
+            on_main(engine, f"resuming {run.stage}", lambda: _refuse_another_order(start, order), ConfigError)
+            train(run, engine, engine.shared(loader), _hooks(runs, run, start, engine, tokenizer, store, order), start.step)
 
 
 def _open_data(run: Run, tokenizer: Tokenizer, engine: Engine, start: Start) -> AbstractContextManager:
@@ -91,6 +95,16 @@ def _open_data(run: Run, tokenizer: Tokenizer, engine: Engine, start: Start) -> 
 
     on_every_rank(engine, "opening the data", open_it, DataError)
     return opened[0] if opened else nullcontext()
+
+
+def _refuse_another_order(start: Start, order: str) -> None:
+    """A cursor means something only in the order it was counted in: with another blend, seed or content of the shards the same
+    number would repeat some samples and skip others."""
+    before = Manifest.read(start.checkpoint).extra.get(ORDER) if start.resumed else None
+    if before is not None and before != order:
+        raise ConfigError(f"the data is not what {start.checkpoint} was trained on (order {before[:12]}… there, {order[:12]}… here): "
+                          "data.blend, train.seed or the shards themselves have changed. Restore them, or start a new run.dir from "
+                          f"these weights with init={start.checkpoint}")
 
 
 def _agree(engine: Engine, start: Start) -> None:
@@ -131,7 +145,7 @@ def _with_other_stages(runs: Sequence[Run], config: Path) -> list[Run]:
 
 
 def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenizer: Tokenizer,
-           store: CheckpointStore) -> list[Hook]:
+           store: CheckpointStore, order: str) -> list[Hook]:
     """In the order in which they act on a step: figures first, then validation, then the checkpoint that vouches for both."""
     run_dir = Path(run.run.dir)
     logs = Logs(run_dir) if engine.is_main else None
@@ -140,13 +154,20 @@ def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenize
         run, engine, sinks, checks=[RefusedBudget(run)], flush_at=lambda step: saves_at(run, step),
         devices=len(engine.gather_objects(None)), peak=peak_flops(_device_name(run)),
     )]
+    validation = None
     if run.data.validation:
         rows = validation_rows(run, tokenizer, engine.data_rank, engine.data_size, run.run.eval_batches, _multiple(run))
-        hooks.append(Validation(run, engine, rows, sinks))
+        validation = Validation(run, engine, rows, sinks)
+        hooks.append(validation)
 
     facts = SaveFacts(run.stage, redact(asdict(run)), fingerprint(run, tokenizer.fingerprint), cursor=0)
+
+    def save(step: int, cursor: int) -> None:
+        extra = {ORDER: order, VALIDATION_LOSS: validation.loss_at(step) if validation else None}
+        store.save(engine, replace(facts, cursor=cursor, extra=extra), step, run.run.async_save)
+
     hooks.append(Checkpoints(
-        run, save=lambda step, cursor: store.save(engine, replace(facts, cursor=cursor), step, run.run.async_save),
+        run, save=save,
         finish=store.finish, before=logs.sync if logs else lambda: None, cursor=start.cursor,
     ))
     if engine.is_main:

@@ -15,7 +15,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 
 from nvlm_train.config.schema import Language, Model, Run
 from nvlm_train.engine import folders
-from nvlm_train.engine.checkpoint import CheckpointStore, load, resolve
+from nvlm_train.engine.checkpoint import VALIDATION_LOSS, CheckpointStore, load, resolve
 from nvlm_train.engine.manifest import Manifest, differences, fingerprint
 from nvlm_train.engine.sharded_write import ShardedWrite
 from nvlm_train.errors import CheckpointError, TrainingError
@@ -328,3 +328,10 @@ def test_looking_for_checkpoints_needs_no_megatron():
     """`show-config` and friends look for checkpoints without waiting for it."""
     code = "import sys, nvlm_train.engine.folders; sys.exit(any(name.startswith('megatron') for name in sys.modules))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=Path(__file__).parents[2])
+
+
+def test_the_lowest_validation_loss_is_kept_beside_the_newest(tmp_path):
+    store = CheckpointStore(tmp_path / "sft", keep_last=1)
+    for step, loss in ((100, 2.0), (200, 1.0), (300, 1.5), (400, None), (500, 1.0)):
+        store.save(TableEngine(step), facts(extra={VALIDATION_LOSS: loss}), step)
+    assert store.best() == 200 and store.steps() == [200, 500]

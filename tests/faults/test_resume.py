@@ -3,6 +3,7 @@ within the parity tolerance, and every sample of the order is used exactly once.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,3 +116,14 @@ def test_a_finished_run_has_nothing_to_resume(undisturbed):
     before = (undisturbed / "metrics.jsonl").read_bytes()
     start(undisturbed).wait()
     assert (undisturbed / "metrics.jsonl").read_bytes() == before
+
+
+def test_resuming_in_another_order_of_samples_is_refused(undisturbed, tmp_path):
+    """With another seed the checkpoint's cursor would repeat some samples and skip others."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    job = start(run_dir, 1, f"train.steps={STEPS + 1}", "train.seed=99")
+    assert job.process.wait(240) == 2
+    said = job.log.read_text()
+    assert "the data is not what" in said and "init=" in said
+    assert rows(run_dir) == rows(undisturbed)
