@@ -99,6 +99,7 @@ def _train(words: list[str], flags: set[str]) -> None:
     _log_to_stderr()
     from nvlm_train.training.stages import train_all
     train_all(runs)
+    _leave_job()
 
 
 def _eval(words: list[str], flags: set[str]) -> None:
@@ -106,6 +107,7 @@ def _eval(words: list[str], flags: set[str]) -> None:
     _log_to_stderr()
     from nvlm_train.evaluation.commands import eval_command
     eval_command(runs, request.options(json="--json" in flags))
+    _leave_job()
 
 
 def _generate(words: list[str], flags: set[str]) -> None:
@@ -117,6 +119,13 @@ def _generate(words: list[str], flags: set[str]) -> None:
     _log_to_stderr()
     from nvlm_train.evaluation.commands import generate_command
     generate_command(runs, request.options(json="--json" in flags))
+    _leave_job()
+
+
+def _leave_job() -> None:
+    """Only when all went well: after an error, leaving would wait for ranks that the launcher is about to end."""
+    from nvlm_train.parallel.groups import stop
+    stop()
 
 
 def _show_config(words: list[str], flags: set[str]) -> None:

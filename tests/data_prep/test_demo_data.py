@@ -85,8 +85,8 @@ def test_samples_are_questions_with_pictures_in_place(monkeypatch):
     monkeypatch.setattr(demo_data, "RENDERED", 8)
     monkeypatch.setattr(demo_data, "PUZZLES", 50)
     monkeypatch.setattr(demo_data, "TEST", 20)
-    expected = {"pretrain": (1, "a "), "sft": (1, ""), "text": (0, ""), "told": (0, ""), "easy_vqa_test": (1, ""),
-                "rendered_text_test": (1, ""), "text_test": (0, "")}
+    expected = {"captions": 1, "transcripts": 1, "shapes": 1, "reading": 1, "text": 0, "told": 0, "easy_vqa_test": 1,
+                "rendered_text_test": 1, "text_test": 0}
     assert set(demo_data.SETS) == set(expected)
     for name, make in demo_data.SETS.items():
         samples = list(make())
@@ -94,6 +94,6 @@ def test_samples_are_questions_with_pictures_in_place(monkeypatch):
         for sample in samples:
             roles = [turn.role for turn in sample.turns]
             assert roles == ["user", "assistant"] * (len(roles) // 2)
-            assert len(sample.images) == expected[name][0] == sample.turns[0].text.count("<image>\n")
+            assert len(sample.images) == expected[name] == sample.turns[0].text.count("<image>\n")
         if name.endswith("_test"):
             assert len(samples) == 20 and all(len(sample.turns) == 2 for sample in samples)

@@ -29,7 +29,6 @@ LAYOUTS = {
     "TP2 x PP2": (4, "layout.tensor=2 layout.pipeline=2"),
     "DP2": (2, ""),
     "unpacked": (1, "data.packing=false"),
-    "recompute full": (1, "model.recompute=full"),
 }
 MORE = {
     "TP2 x PP2 + sequence": (4, "layout.tensor=2 layout.pipeline=2 layout.sequence=true"),
@@ -37,10 +36,11 @@ MORE = {
     "PP2 x DP2": (4, "layout.pipeline=2"),
     "PP2 interleaved": (2, "layout.pipeline=2 layout.virtual=2"),
     "PP2 x DP2 unpacked": (4, "layout.pipeline=2 data.packing=false"),
+    "recompute full": (1, "model.recompute=full"),
     "recompute selective": (1, "model.recompute=selective"),
     "TP2 recompute full": (2, "layout.tensor=2 layout.sequence=true model.recompute=full"),
 }
-WIDE_QK_NORM = {"TP2": LAYOUTS["TP2"], "TP2 + sequence": LAYOUTS["TP2 + sequence"], "PP2": LAYOUTS["PP2"]}
+WIDE_QK_NORM = {name: LAYOUTS[name] for name in ("TP2 + sequence", "PP2")}
 
 
 @functools.cache

@@ -1,4 +1,5 @@
 import logging
+import time
 from dataclasses import replace
 
 import pytest
@@ -101,6 +102,9 @@ def test_wandb_offline_for_real(tmp_path, caplog):
     train_with(run, [WandbSink([run], run, tmp_path)])
     written = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(written) == 1 and (tmp_path / "wandb_id").read_text() in written[0].name
+    until = time.monotonic() + 30    # wandb's own process may still be writing when finish() returns
+    while b"pretrain/loss" not in written[0].read_bytes() and time.monotonic() < until:
+        time.sleep(0.1)
     assert b"pretrain/loss" in written[0].read_bytes()
 
 
