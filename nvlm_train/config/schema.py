@@ -145,7 +145,8 @@ class RunSettings:
     keep_last: int = 2
     async_save: bool = False
     eval_every: int = 0         # steps between validations; 0: at the end of a stage
-    eval_batches: int = 8
+    eval_batches: int = 8       # train.global_batch samples each
+    examples: int = 8           # validation questions answered at the end of a stage, for the report; 0: none
     log_every: int = 1
     wandb: str = "off"          # off | offline | online
     tensorboard: bool = False

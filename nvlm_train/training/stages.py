@@ -25,6 +25,7 @@ from nvlm_train.engine.manifest import Manifest, fingerprint
 from nvlm_train.errors import ConfigError, DataError, TrainingError
 from nvlm_train.model.accounting import peak_flops
 from nvlm_train.training.builtin import with_builtin_data
+from nvlm_train.training.examples import Examples
 from nvlm_train.training.hooks import Checkpoints, RefusedBudget, Report, Validation, saves_at
 from nvlm_train.training.logs import Logs, write_atomically
 from nvlm_train.training.loop import Hook, train
@@ -170,6 +171,8 @@ def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenize
         run, save=save,
         finish=store.finish, before=logs.sync if logs else lambda: None, cursor=start.cursor,
     ))
+    if run.run.examples and run.data.validation:
+        hooks.append(Examples(run, engine, tokenizer))
     if engine.is_main:
         hooks.append(Report(write_report, run_dir, run.run.save_every or run.run.eval_every))
     return hooks

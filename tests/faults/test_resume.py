@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.engine.launching import ROOT
@@ -35,8 +36,14 @@ class Job:
         assert code == 0, self.log.read_text()[-3000:]
 
     def kill(self) -> None:
+        """All of it at once, as a power cut would."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    def kill_one_rank(self, within: float = 60) -> None:
+        """One worker only: the others must notice, and the launcher must end the job by itself."""
+        psutil.Process(self.process.pid).children()[-1].kill()
+        assert self.process.wait(within) != 0
 
 
 def start(run_dir: Path, ranks: int = 1, *overrides: str) -> Job:
@@ -56,12 +63,16 @@ def rows(run_dir: Path, name: str = "metrics.jsonl") -> list[dict]:
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
-def kill_after(job: Job, run_dir: Path, stage: str, step: int, timeout: float = 240) -> None:
+def wait_for(job: Job, run_dir: Path, stage: str, step: int, timeout: float = 240) -> None:
     until = time.monotonic() + timeout
     while not any(row["stage"] == stage and row["step"] >= step for row in rows(run_dir)):
         assert job.process.poll() is None, f"ended before step {step} of {stage}:\n{job.log.read_text()[-3000:]}"
         assert time.monotonic() < until, job.log.read_text()[-3000:]
         time.sleep(0.02)
+
+
+def kill_after(job: Job, run_dir: Path, stage: str, step: int) -> None:
+    wait_for(job, run_dir, stage, step)
     job.kill()
 
 
@@ -102,7 +113,9 @@ def test_resume_on_the_same_layout_is_bit_equal(undisturbed, tmp_path):
 ], ids=["TP2 to PP2", "DP1 to DP2"])
 def test_resume_on_another_layout_keeps_the_curve(undisturbed, tmp_path, before, after):
     run_dir = tmp_path / "run"
-    kill_after(start(run_dir, *before), run_dir, "sft", 4)
+    job = start(run_dir, *before)
+    wait_for(job, run_dir, "sft", 4)
+    job.kill_one_rank() if before[0] > 1 else job.kill()
     start(run_dir, *after).wait()
     expected, got = curve(undisturbed, "loss", "grad_norm"), curve(run_dir, "loss", "grad_norm")
     assert [row[:2] for row in expected] == [row[:2] for row in got]
