@@ -150,6 +150,8 @@ def _read(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
 def _read_group(cls: type, value: Any, path: str, problems: list[str]) -> Any:
     if not isinstance(value, dict):
         problems.append(_mismatch(path, value, f"a group of settings ({', '.join(_kinds(cls))})"))
+        if _required(cls):      # cannot stand in for it while looking for more problems
+            raise ConfigError(problems)
         return cls()
     inner = {
         name: _read(kind, value[name], f"{path}.{name}" if path else name, problems)

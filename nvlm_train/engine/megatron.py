@@ -12,7 +12,6 @@ from nvlm_train.config.schema import Run
 from nvlm_train.contracts import PackedBatch, StepBatch, StepReport
 from nvlm_train.engine.feed import shared
 from nvlm_train.engine.optimizer import build_optimizer, set_rates, update
-from nvlm_train.errors import ConfigError
 from nvlm_train.model.freeze import refuse_unmatched, set_trainable
 from nvlm_train.model.init import initialise
 from nvlm_train.model.nvlm import Nvlm, to_device
@@ -78,12 +77,8 @@ class MegatronEngine:
             layers = stage.language.decoder.layers
             named = list(_whole_model_names(stage, layers[0].layer_number - 1 if len(layers) else 0))
             set_trainable(named, self.run.train.trainable)
-            mine += [(name, param.requires_grad) for name, param in named]
-        everywhere = [pair for part in self.gather_objects(mine) for pair in part]
-        if not any(trained for _, trained in everywhere):
-            raise ConfigError(f"train.trainable={list(self.run.train.trainable)} leaves nothing to train: "
-                              "name a component (vision, connector, language)")
-        return sorted({name for name, _ in everywhere})
+            mine += [name for name, _ in named]
+        return sorted({name for part in self.gather_objects(mine) for name in part})
 
     def close(self) -> None:
         """Give up this layout's groups and memory; the job stays joined, another stage may build its engine."""

@@ -40,6 +40,7 @@ def test_yaml_round_trip_of_every_recipe(tmp_path):
     ("!!python/object/apply:os.system ['true']", "not a resolved configuration"),
     ("recipe: x\nstage: sft\ntrian: {}", "did you mean train?"),
     ("recipe: x\nstage: sft\ntrain: {lr: fast}", "train.lr: expected a number"),
+    ("model: text", "expected a group of settings"),
 ])
 def test_files_that_are_no_configuration(tmp_path, text, sentence):
     path = tmp_path / "config.yaml"

@@ -3,6 +3,7 @@
 A process of its own, since preparing Megatron for the CPU changes torch for the whole process.
 """
 
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -25,7 +26,7 @@ def make_row(seed: int, tiles: int = 3) -> PackedBatch:
     """Two samples and padding; the first tile belongs to the first sample, the others to the second."""
     random = torch.Generator().manual_seed(seed)
     tokens = torch.randint(10, 900, (T,), generator=random)
-    positions = torch.cat([torch.arange(b - a) for a, b in zip(EDGES, EDGES[1:])])
+    positions = torch.cat([torch.arange(b - a) for a, b in itertools.pairwise(EDGES)])
     weights = torch.zeros(T)
     weights[100:149], weights[280:329] = 1.0, 0.5
     starts = torch.tensor([20, 170, 200][:tiles], dtype=torch.long)
@@ -128,12 +129,12 @@ def rates() -> dict:
 
 def refused() -> dict:
     found = {}
-    for name, override in (("pattern", "train.trainable=[connector,language.*.nrom.*]"), ("nothing", "train.trainable=[]")):
+    for key in ("trainable=[connector,language.*.nrom.*]", "lr_multipliers={language.*.nrom.*:0.1}"):
         try:
-            engine_of(override)
-            found[name] = ""
+            engine_of(f"train.{key}")
+            found[key.split("=")[0]] = ""
         except ConfigError as error:
-            found[name] = str(error)
+            found[key.split("=")[0]] = str(error)
     return found
 
 

@@ -56,9 +56,10 @@ def test_learning_rate_factor_of_zero_keeps_a_component_still(facts):
     assert facts["rates"]["moved"] == ["language"]
 
 
-def test_unmatched_pattern_and_nothing_to_train_are_refused(facts):
-    assert "'language.*.nrom.*' matches no parameter" in facts["refused"]["pattern"]
-    assert "nothing to train" in facts["refused"]["nothing"]
+def test_patterns_that_match_nothing_are_refused(facts):
+    assert set(facts["refused"]) == {"trainable", "lr_multipliers"}
+    for key, said in facts["refused"].items():
+        assert f"train.{key}: 'language.*.nrom.*' matches no parameter" in said
 
 
 def test_validation_loss_is_the_training_loss_of_the_same_row(facts):
