@@ -14,13 +14,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from data_prep.demo import LANGUAGE, VISION
 from nvlm_train.config.compose import compose
 from nvlm_train.evaluation.commands import open_model
 from nvlm_train.model.weights import component_tensors
 from nvlm_train.training.stages import train_all
-
-ASSETS = Path(__file__).parent / "assets"
-LANGUAGE, VISION = ASSETS / "demo_language.safetensors", ASSETS / "demo_vision.safetensors"
 
 
 def make(component: str, overrides: list[str], target: Path) -> None:
@@ -30,7 +28,7 @@ def make(component: str, overrides: list[str], target: Path) -> None:
     model = open_model(runs, runs[-1].run.dir)
     tensors = component_tensors(model.engine.stages(), component)
     model.engine.close()
-    ASSETS.mkdir(exist_ok=True)
+    target.parent.mkdir(exist_ok=True)
     save_file({name: tensor.to(torch.float16) for name, tensor in sorted(tensors.items())}, target)
     print(f"{target}: {sum(tensor.numel() for tensor in tensors.values()):,} parameters, {target.stat().st_size:,} bytes")
 

@@ -23,12 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep import tiny
-from data_prep.backbones import LANGUAGE, VISION
 from nvlm_train.errors import NvlmError
 from nvlm_train.training.logs import write_atomically
 from nvlm_train.training.progress import duration
 from nvlm_train.training.report import write_report
 
+ASSETS = Path(__file__).parent / "assets"
+LANGUAGE, VISION = ASSETS / "demo_language.safetensors", ASSETS / "demo_vision.safetensors"    # made by data_prep.backbones
 PROCESSES = 2
 MARGIN = 0.15       # accuracy that pictures must add to the shapes' questions for the demo to have shown anything
 LAST_LINES = 30     # of a failed stage's output
@@ -53,11 +54,12 @@ def main(arguments: list[str]) -> int:
     report = write_report(folder)
     console.print(picture_table(summary), text_table(summary))
     console.print(f"{duration(summary['seconds'])} in all. Report: {report}", soft_wrap=True)
-    console.print(f'Try it: python -m nvlm_train generate checkpoint={folder} layout.tensor=1 prompt="Calculate 12 + 7."', soft_wrap=True)
+    ask = f'python -m nvlm_train generate checkpoint={folder} layout.pipeline=1 prompt="Calculate 12 + 7."'
+    console.print(f"Ask it: {ask}", soft_wrap=True)
     gain = summary["easy_vqa"]["with_images"] - summary["easy_vqa"]["blanked"]
     if gain < MARGIN:
-        console.print(f"Pictures added {gain:.1%} on the questions about shapes, less than {MARGIN:.0%}: the model did not learn to see.",
-                      style="red", soft_wrap=True)
+        problem = f"Pictures added {gain:.1%} on questions about shapes, less than {MARGIN:.0%}: the model did not learn to see."
+        console.print(problem, style="red", soft_wrap=True)
         return 1
     return 0
 
@@ -65,6 +67,7 @@ def main(arguments: list[str]) -> int:
 def run_stages(folder: Path, console: Console) -> dict:
     """All stages in order; returns the scores. Raises StageFailed or NvlmError."""
     unblended, log, scores = folder / "unblended", folder.with_suffix(".log"), folder / "scores.json"
+    start = folder / "checkpoints" / "pretrain"
     weights = [f"model.vision.weights={VISION}", f"model.language.weights={LANGUAGE}"]
     train = ["nvlm_train", "train", "recipe=nvlm_d_demo", *weights]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -74,8 +77,7 @@ def run_stages(folder: Path, console: Console) -> dict:
         (f"training: both stages, {PROCESSES} processes",
          lambda: launch([*train, f"run.dir={folder}"], log, console)),
         ("unblended: finetuning without text-only samples",
-         lambda: launch([*train, "stage=sft", f"run.dir={unblended}", f"init={folder / 'checkpoints' / 'pretrain'}", "~data.blend.text"],
-                        log, console)),
+         lambda: launch([*train, "stage=sft", f"run.dir={unblended}", f"init={start}", "~data.blend.text"], log, console)),
         ("scores: held-out questions",
          lambda: launch(["data_prep.demo_scores", str(folder), str(unblended), str(scores)], log, console)),
     ]
@@ -116,7 +118,8 @@ def picture_table(summary: dict) -> Table:
 def text_table(summary: dict) -> Table:
     """Accuracy on the text-only questions: what finetuning on pictures costs, and what blending text in saves."""
     table = Table("questions without pictures", "before finetuning", "after, with text blended in", "after, without")
-    table.add_row("sums (reasoning-gym, held out)", *(f"{summary['text_only'][column]:.1%}" for column in ("before", "blended", "unblended")))
+    columns = ("before", "blended", "unblended")
+    table.add_row("sums (reasoning-gym, held out)", *(f"{summary['text_only'][column]:.1%}" for column in columns))
     return table
 
 

@@ -4,11 +4,11 @@ Training and test material is disjoint: easy_vqa's own split of pictures; other 
 whose question occurs in the test set are left out of training. Everything follows from the seed.
 
 The folders of shards (`builtin:demo/NAME`):
-    pretrain        captions of shapes, transcripts of rendered text                    (stage 1)
-    sft             conversations about shapes, questions about rendered text           (stage 2)
-    text            puzzles without a picture                                           (stage 2's text-only blend)
-    told            questions about pictures that are told in words                     (made the demo's language model)
-    easy_vqa_test, rendered_text_test, text_test                                        (evaluation: one question each)
+    captions, transcripts       of shapes, of rendered text             (pretraining)
+    shapes, reading             conversations and questions about them  (finetuning)
+    text                        sums, without a picture                 (finetuning's text-only blend)
+    told                        pictures told in words, and questions   (made the demo's language model)
+    easy_vqa_test, rendered_text_test, text_test                        (evaluation: one question each)
 """
 
 import random
@@ -21,7 +21,7 @@ SEED = 7
 RENDERED = 4000         # training pictures of text, transcribed in stage 1 and asked about in stage 2
 PUZZLES = 24000         # text-only training questions
 TEST = 400              # questions of each test set
-QUESTIONS = 6           # most questions in one conversation about a shape
+QUESTIONS = 5           # most questions in one conversation about a shape
 
 
 def shape_captions() -> Iterator[Sample]:
@@ -56,7 +56,7 @@ def transcripts() -> Iterator[Sample]:
     random_ = random.Random(f"transcripts/{SEED}")
     for index, (_, text, png) in enumerate(rendered_text.pictures("train", RENDERED, SEED)):
         request = random_.choice(phrases.READING_REQUESTS)
-        yield _sample("rendered_text", f"transcript-{index}", png, [(request, phrases.reading_caption(text))])
+        yield _sample("rendered_text", f"transcript-{index}", png, [(request, text)])
 
 
 def reading_questions(split: str, count: int) -> Iterator[Sample]:
@@ -85,7 +85,7 @@ def told_pictures() -> Iterator[Sample]:
             yield _sample("told", f"shape-{picture.number}", None, [(f"{caption}\n{asked[0][0]}", asked[0][1]), *asked[1:]])
     for index in range(RENDERED):
         text = random_.choice(phrases.WORDS) if index % 2 else str(random_.randrange(10, 100))
-        asked = [(random_.choice(phrases.READING_REQUESTS), phrases.reading_caption(text)),
+        asked = [(random_.choice(phrases.READING_REQUESTS), text),
                  (random_.choice(phrases.WORD_QUESTIONS if index % 2 else phrases.NUMBER_QUESTIONS), text)]
         random_.shuffle(asked)
         yield _sample("told", f"text-{index}", None, [(f"{text}\n{asked[0][0]}", asked[0][1]), *asked[1:]])
@@ -99,14 +99,11 @@ def _sample(source: str, key: str, image: bytes | None, questions: list[tuple[st
     return Sample(f"{source}-{key}", source, (image,) if image is not None else (), tuple(turns), {"task": task or source})
 
 
-def _chain(*parts: Callable[[], Iterator[Sample]]) -> Iterator[Sample]:
-    for part in parts:
-        yield from part()
-
-
 SETS: dict[str, Callable[[], Iterator[Sample]]] = {
-    "pretrain": lambda: _chain(shape_captions, transcripts),
-    "sft": lambda: _chain(shape_conversations, lambda: reading_questions("train", RENDERED)),
+    "captions": shape_captions,
+    "transcripts": transcripts,
+    "shapes": shape_conversations,
+    "reading": lambda: reading_questions("train", RENDERED),
     "text": lambda: puzzle_samples("train"),
     "told": told_pictures,
     "easy_vqa_test": shape_test,

@@ -1,17 +1,18 @@
 """The demo's measurements, on every rank of a job: `torchrun -m data_prep.demo_scores RUN UNBLENDED OUT`.
 
-RUN is the demo's run (both stages), UNBLENDED the run whose finetuning left the text-only samples out; OUT gets the scores as JSON.
+RUN is the demo's run (both stages), UNBLENDED the one finetuned without text-only samples, OUT the file for the scores.
 Three checkpoints are asked: RUN after pretraining (its language model is still as it came), RUN and UNBLENDED after finetuning.
 """
 
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from data_prep import tiny
 from nvlm_train.config.dump import runs_from_file
-from nvlm_train.config.schema import Run
+from nvlm_train.config.schema import Layout, Run
 from nvlm_train.contracts import Sample
 from nvlm_train.evaluation import predictions
 from nvlm_train.evaluation.commands import Model, open_model
@@ -64,6 +65,8 @@ def measure_text(run: Run, checkpoint: Path) -> float:
 
 def main(folder: Path, unblended: Path, out: Path) -> None:
     run = next(run for run in runs_from_file(folder / "config.yaml") if run.stage == "sft")
+    # Training split the layers over the processes; answering, each holds the whole small model and takes its share of the questions.
+    run = replace(run, layout=Layout())
     scores = measure_run(run, folder)
     before = measure_text(run, folder / "checkpoints" / "pretrain")
     after = measure_text(run, unblended / "checkpoints" / "sft")

@@ -35,11 +35,6 @@ def shape_caption(color: str | None, shape: str | None) -> str:
     return with_article(" ".join(part for part in (color, shape or "shape") if part)) + "."
 
 
-def reading_caption(text: str) -> str:
-    """Transcript of a picture of one word or number."""
-    return f"The text says {text}."
-
-
 def shape_questions(color: str, shape: str) -> list[tuple[str, str]]:
     """Questions about a picture of one shape that name what is (or is not) there, each with its answer."""
     other_color = next(name for name in sorted(COLORS) if name > color) if color != max(COLORS) else min(COLORS)

@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_prep import phrases
 
-SOURCE = "rendered_text"
 BACKGROUNDS = {
     "train": ("astronaut", "brick", "camera", "coins", "grass", "hubble_deep_field", "moon", "retina", "rocket"),
     "test": ("coffee", "cat", "gravel"),
@@ -24,7 +23,7 @@ FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif-Bold.ttf")
 CANVAS = (128, 64)      # width, height in pixels
 JITTER = 4              # pixels that the text may lie off its place, in each direction
 LETTERS = (26, 31)      # font sizes of words, at most; digits are half as large again
-PLAIN = 0.65            # how far a photograph is faded behind the text
+PLAIN = 0.65            # how far a photograph is faded to white behind the text
 
 
 @cache
@@ -51,10 +50,8 @@ def draw(text: str, split: str, random_: random.Random) -> bytes:
     left = random_.randrange(photograph.width - width)
     top = random_.randrange(photograph.height - height)
     canvas = photograph.crop((left, top, left + width, top + height))
-    dark = random_.random() < 0.5
-    canvas = Image.blend(canvas, Image.new("RGB", canvas.size, "black" if dark else "white"), PLAIN)
-    shade = random_.randrange(60)
-    ink = tuple(255 - shade if dark else shade for _ in range(3))
+    canvas = Image.blend(canvas, Image.new("RGB", canvas.size, "white"), PLAIN)
+    ink = (random_.randrange(60),) * 3
     name, size = random_.choice(FONTS), random_.randrange(*LETTERS)
     pen = ImageDraw.Draw(canvas)
     if text.isdigit():

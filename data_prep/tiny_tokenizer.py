@@ -70,7 +70,7 @@ def corpus() -> Iterator[str]:
     requests = phrases.CAPTION_REQUESTS + phrases.READING_REQUESTS + phrases.WORD_QUESTIONS + phrases.NUMBER_QUESTIONS
     for word in phrases.WORDS:
         for request in requests:
-            yield f"{request}\n{phrases.reading_caption(word)}\n{word}"
+            yield f"{request}\nThe text says {word}.\n{word}"
     for first in range(10):
         for second in range(10):
             yield f"Calculate {first} + {second}. {first + second}"

@@ -77,7 +77,7 @@ def eval_command(runs: Sequence[Run], options: Mapping) -> None:
     folders = {Path(options["data"]).name: options["data"]} if options["data"] else {
         name: source.path for name, source in model.run.data.validation.items()}
     if not folders:
-        raise ConfigError("nothing to evaluate on: the run has no data.validation; add eval.data=FOLDER, a folder of indexed shards")
+        raise ConfigError("nothing to evaluate on: the run has no data.validation; add eval.data=FOLDER of indexed shards")
     answers: list[Answer] = []
     for name, path in folders.items():
         folder = on_main(model.engine, f"finding {path}", partial(tiny.resolve, path), DataError)
@@ -103,12 +103,12 @@ def _report_scores(model: Model, answers: Sequence[Answer], scores: Mapping[str,
 
 
 def _print_scores(model: Model, answers: Sequence[Answer], scores: Mapping[str, Score]) -> None:
-    table = Table("task", "questions", "accuracy", "always the commonest answer", title=f"{model.checkpoint}", title_justify="left")
+    table = Table("task", "questions", "accuracy", "always the commonest answer", title=str(model.checkpoint))
     for task, score in scores.items():
         table.add_row(task, f"{score.count:,}", f"{score.accuracy:.1%}", f"{score.majority_accuracy:.1%} ({score.majority})")
     Console().print(table)
     if refused := [answer for answer in answers if answer.refused]:
-        print(f"{len(refused)} questions could not be put and count as wrong, the first: {refused[0].sample.key}: {refused[0].refused}")
+        print(f"{len(refused)} questions could not be put and count as wrong: {refused[0].sample.key}: {refused[0].refused}")
 
 
 def generate_command(runs: Sequence[Run], options: Mapping) -> None:
@@ -123,5 +123,6 @@ def generate_command(runs: Sequence[Run], options: Mapping) -> None:
     if answer.refused:
         raise DataError(f"the question cannot be put: {answer.refused}")
     if model.engine.is_main:
-        facts = {"checkpoint": str(model.checkpoint), "images": options["image"], "prompt": options["prompt"], "answer": answer.text}
+        asked = {"checkpoint": str(model.checkpoint), "images": options["image"], "prompt": options["prompt"]}
+        facts = {**asked, "answer": answer.text}
         print(json.dumps(facts, ensure_ascii=False) if options["json"] else answer.text)

@@ -27,9 +27,10 @@ def generate(engine: Engine, tokenizer: Tokenizer, prompts: Sequence[EncodedSamp
     """
     for prompt in prompts:
         if prompt.length + max_new_tokens > row_tokens or len(prompt.tiles) > row_tiles:
-            raise DataError(f"{prompt.key}: a prompt of {prompt.length:,} tokens and {len(prompt.tiles)} tiles, with {max_new_tokens} new "
-                            f"tokens, does not fit a row of {row_tokens:,} tokens (data.pack_tokens) and {row_tiles} tiles "
-                            "(data.pack_tiles): raise these, or lower eval.max_new_tokens")
+            raise DataError(
+                f"{prompt.key}: {prompt.length:,} tokens and {len(prompt.tiles)} tiles, with {max_new_tokens} new tokens, do not fit "
+                f"a row of {row_tokens:,} tokens (data.pack_tokens) and {row_tiles} tiles (data.pack_tiles): raise these, or lower "
+                "eval.max_new_tokens")
     answers: list[list[int]] = [[] for _ in prompts]
     growing = list(range(len(prompts)))
     for _ in range(max_new_tokens):
@@ -65,7 +66,7 @@ def _next_tokens(engine: Engine, tokenizer: Tokenizer, texts: Sequence[EncodedSa
         logits_KV = engine.logits(batch, ends if row else torch.zeros(1, dtype=torch.long))
         # Rows of the embedding beyond the tokenizer's vocabulary stand for nothing, so they cannot be answered.
         best_K = logits_KV[:, :tokenizer.vocab_size].argmax(-1).tolist()
-        mine.update(zip(row, best_K))
+        mine.update(zip(row, best_K, strict=False))   # an empty row has one answer too many
     chosen: dict[int, int] = {}
     for part in engine.gather_objects(mine):
         chosen.update(part)

@@ -60,8 +60,8 @@ def truths_of(sample: Sample) -> tuple[str, ...]:
     if answers:
         return tuple(str(answer) for answer in answers)
     if sample.turns[-1].role != "assistant":
-        raise DataError(f"{sample.key} of {sample.source} cannot be scored: it has no answers in its meta, and its last turn is the "
-                        f"{sample.turns[-1].role}'s; add an assistant turn with the truth")
+        raise DataError(f"{sample.key} of {sample.source} cannot be scored: it has no answers in its meta, and its last turn is "
+                        f"the {sample.turns[-1].role}'s; add an assistant turn with the truth")
     return (sample.turns[-1].text,)
 
 

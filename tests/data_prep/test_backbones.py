@@ -13,7 +13,7 @@ from nvlm_train.training.stages import build_engine
 
 def tensors(component, **overrides):
     """A component of a fresh engine of the demo's recipe."""
-    [run] = compose(["recipe=nvlm_d_demo", "stage=sft", "layout.tensor=1", "run.device=cpu",
+    [run] = compose(["recipe=nvlm_d_demo", "stage=sft", "layout.pipeline=1", "run.device=cpu",
                      *(f"{key.replace('__', '.')}={value}" for key, value in overrides.items())])
     engine = build_engine(run)
     found = component_tensors(engine.stages(), component)

@@ -61,7 +61,11 @@ def test_stages_come_in_order_and_share_the_pretraining(monkeypatch, tmp_path):
 def plain_launch(monkeypatch):
     """Start the module itself instead of two of it under torchrun."""
     popen = demo.subprocess.Popen
-    monkeypatch.setattr(demo.subprocess, "Popen", lambda command, **more: popen([sys.executable, *command[command.index("2") + 1:]], **more))
+
+    def plain(command, **more):
+        return popen([sys.executable, *command[command.index("2") + 1:]], **more)
+
+    monkeypatch.setattr(demo.subprocess, "Popen", plain)
 
 
 def test_only_telling_lines_are_shown_and_all_are_kept(plain_launch, tmp_path):

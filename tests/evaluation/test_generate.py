@@ -95,5 +95,5 @@ def test_no_prompts_and_no_call():
 
 
 def test_a_prompt_that_cannot_fit_is_refused_with_both_numbers():
-    with pytest.raises(DataError, match="p8: a prompt of 29 tokens and 2 tiles, with 20 new tokens.* 48 tokens"):
+    with pytest.raises(DataError, match="p8: 29 tokens and 2 tiles, with 20 new tokens.* 48 tokens"):
         run(LookupEngine(script), row_tokens=48)

@@ -40,7 +40,7 @@ def always(text):
     opening = TOKENIZER.encode("assistant\n")
 
     def script(tokens):
-        start = max(i for i in range(len(tokens)) if tokens[i - len(opening):i] == opening) if tokens[-len(opening):] != opening else len(tokens)
+        start = max(i for i in range(len(tokens) + 1) if tokens[max(0, i - len(opening)):i] == opening)
         return answer[len(tokens) - start]
 
     return LookupEngine(script)
