@@ -6,8 +6,8 @@ first the language model on text alone (recipe demo_language), then, on top of i
 (recipe demo_vision), of which only the encoder is kept. RUNS (default runs/backbones) holds the two runs; training goes on where it
 left off.
 
-The shipped encoder's run was stopped at step 388 of a schedule of 2,400 steps and finished on one of 1,500, on two processes: made
-anew it is as good, not the same to the bit.
+The shipped encoder's run was stopped at step 388 of a schedule of 2,400 steps and finished on one of 1,500, on two processes, at step
+1,200: made anew it is as good, not the same to the bit.
 """
 
 import logging
