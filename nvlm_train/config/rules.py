@@ -212,6 +212,9 @@ def tensor_layout(run: Run) -> Iterator[str]:
 
 def pipeline_layout(run: Run) -> Iterator[str]:
     layout, layers = run.layout, run.model.language.layers
+    if run.model.language.tie_embeddings and layout.pipeline > 1:
+        yield (f"model.language.tie_embeddings needs layout.pipeline=1 in this version, it is {layout.pipeline}: embedding and output "
+               "layer would lie on different stages. Use layout.tensor, or train untied")
     if layout.virtual > 1 and layout.pipeline == 1:
         yield f"layout.virtual={layout.virtual} needs layout.pipeline > 1: it interleaves the stages of a pipeline"
         return
@@ -227,6 +230,8 @@ def pipeline_layout(run: Run) -> Iterator[str]:
 def _uneven_pipeline(first: int, layers: int, stages: int, virtual: int) -> Iterator[str]:
     if stages == 1:
         yield f"layout.first_stage_layers={first} needs layout.pipeline > 1; with one stage it holds all {layers} layers"
+    elif first < 1:
+        yield f"layout.first_stage_layers={first}: Megatron-Core wants at least one decoder layer on the first stage"
     elif first >= layers:
         yield f"layout.first_stage_layers={first} leaves none of model.language.layers={layers} to the other stages"
     elif (layers - first) % (stages - 1):

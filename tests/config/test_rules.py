@@ -67,7 +67,9 @@ def test_rule_refuses(override):
 
 
 @pytest.mark.parametrize(("overrides", "sentence"), [
+    (["layout.pipeline=2", "model.language.tie_embeddings=true"], "tie_embeddings needs layout.pipeline=1"),
     (["layout.pipeline=2", "layout.virtual=4"], "cannot be split evenly over 8 pieces"),
+    (["layout.pipeline=2", "layout.first_stage_layers=0"], "at least one decoder layer on the first stage"),
     (["layout.pipeline=2", "layout.first_stage_layers=4"], "leaves none of model.language.layers=4"),
     (["layout.pipeline=3", "layout.first_stage_layers=1"], "the 3 layers after layout.first_stage_layers=1"),
     (["layout.pipeline=2", "layout.virtual=2", "layout.first_stage_layers=1"], "1 on the first, 3 on each other"),
@@ -81,7 +83,7 @@ def test_rules_of_the_layout(overrides, sentence):
 
 SOUND = [
     ["layout.tensor=2"], ["layout.pipeline=2"], ["layout.pipeline=4"], ["layout.pipeline=2", "layout.virtual=2"],
-    ["layout.pipeline=2", "layout.first_stage_layers=1"], ["layout.pipeline=2", "layout.first_stage_layers=0"],
+    ["layout.pipeline=2", "layout.first_stage_layers=1"],
     ["layout.pipeline=2", "layout.virtual=2", "layout.first_stage_layers=2"], ["layout.tensor=2", "layout.sequence=true"],
     ["train.lr_multipliers={vision:0.1}"], ["data.max_tiles=13"], ["data.max_tiles=14", "data.thumbnail=false"],
     ["data.max_tiles=1", "data.pack_tiles=1"],
