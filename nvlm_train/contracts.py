@@ -4,6 +4,7 @@ Shape legend, used as name suffixes everywhere:
     T  tokens of one packed row (a fixed budget, `data.pack_tokens`)     H  hidden width of the language model
     N  tiles of one packed row, padded to `data.pack_tiles`              n  tiles really present (n <= N)
     S  samples packed into one row                                       V  vocabulary      C,P  channels, pixels
+    m  tiles that are cross-attention memory (m <= n)                    M  tokens of that memory
 A row is one micro-batch: Megatron sees a batch of one sequence of T tokens.
 """
 
@@ -39,6 +40,23 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class TileMemory:
+    """The tiles of a sample that stand in no sequence but are read by cross-attention (all of NVLM-X's, NVLM-H's regular ones).
+
+    Its m tiles are those whose `tile_starts` is -1, in tile order. A token reads every tile that it comes after, or, if it is
+    bound to one tile, that tile only.
+
+    seen_from_m: int64, position in the sample from which on its tokens read the tile, up to the sample's end
+    bound_m2:    int64, [start, end) of the tokens that read this tile and no other (NVLM-X's tag); start = end: there are none
+    tags_mG:     int64, the tag that stands before the tile's tokens in the memory (NVLM-H), padded with -1 to the longest, G
+    """
+
+    seen_from_m: np.ndarray
+    bound_m2: np.ndarray
+    tags_mG: np.ndarray
+
+
+@dataclass(frozen=True)
 class EncodedSample:
     """A sample as the model will see it, before packing.
 
@@ -46,7 +64,8 @@ class EncodedSample:
     loss_weights: float32 [L], weight of *predicting the token at this position* (0: not supervised). Already shifted
                   nowhere: packing makes labels out of the next token.
     tiles:        uint8 [n, 3, P, P], all images' tiles in order, a thumbnail last in its image
-    tile_starts:  int64 [n], position in `tokens` of the first of each tile's visual tokens
+    tile_starts:  int64 [n], position in `tokens` of the first of each tile's visual tokens; -1 for a tile of `memory`
+    memory:       who reads the tiles that are not in the sequence; None if all are (NVLM-D, text)
     """
 
     key: str
@@ -55,6 +74,7 @@ class EncodedSample:
     loss_weights: np.ndarray
     tiles: np.ndarray
     tile_starts: np.ndarray
+    memory: TileMemory | None = None
 
     @property
     def length(self) -> int:
@@ -71,7 +91,10 @@ class PackedBatch:
     loss_weights_T:  float32, 0 for padding, prompts, visual tokens and the last token of each sample.
     cu_seqlens:      int32 [segments + 1], from 0 to T. Attention never crosses a boundary. Padding is a segment of its own.
     tiles_nCPP:      uint8 [n, 3, P, P], only real tiles; n may be 0. Normalised on the device.
-    tile_starts_n:   int64, row position of the first visual token of each tile.
+    tile_starts_n:   int64, row position of the first visual token of each tile; -1 for the m tiles that are cross-attention memory.
+    reads_s4:        int64, who reads what: the tokens [start, end) of the row read the memory tiles [first, last), numbered 0 to m - 1.
+                     The token ranges ascend and never overlap; tokens in none of them read nothing. The tile ranges may overlap.
+    memory_tags_mG:  int64, ids of the tag that stands before each memory tile's tokens, padded with -1; G is 0 if none has one.
     keys, sources:   of the S samples, in row order (no entry for padding).
     """
 
@@ -84,6 +107,8 @@ class PackedBatch:
     tile_starts_n: torch.Tensor
     keys: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    reads_s4: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 4, dtype=torch.long))
+    memory_tags_mG: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
 
     @property
     def real_tokens(self) -> int:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 class TileGeometry:
     """What one tile is made of.
 
-    tile_size and patch are in pixels; shuffle is the side of the pixel-shuffle block (2 halves each side of the grid).
+    tile_size and patch are in pixels; shuffle is the side of the pixel-shuffle block (2 halves each side of the grid);
+    resampled is the number of tokens that a perceiver resampler makes of a tile (0: no resampler).
     """
 
     tile_size: int = 448
     patch: int = 14
     shuffle: int = 2
+    resampled: int = 0
 
     @property
     def grid(self) -> int:
@@ -29,7 +31,7 @@ class TileGeometry:
     @property
     def tokens(self) -> int:
         """Visual tokens that one tile gives to the language model (256 for the paper's encoder)."""
-        return (self.grid // self.shuffle) ** 2
+        return self.resampled or (self.grid // self.shuffle) ** 2
 
     def problems(self) -> list[str]:
         """Why this geometry is impossible; empty when it is sound."""
@@ -39,3 +41,8 @@ class TileGeometry:
         elif self.grid % self.shuffle:
             found.append(f"{self.grid} patches a side cannot be shuffled {self.shuffle}x{self.shuffle}: use an even number of patches")
         return found
+
+
+def geometry_of(model) -> TileGeometry:
+    """The tile geometry of a model's settings (`config.schema.Model`)."""
+    return TileGeometry(model.vision.tile_size, model.vision.patch, model.connector.shuffle, model.connector.resampler_tokens)

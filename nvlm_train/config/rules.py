@@ -7,20 +7,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
+from nvlm_train.config.cross_rules import CROSS_RULES
 from nvlm_train.config.schema import Run, Source
 from nvlm_train.config.typed import suggestion
 from nvlm_train.errors import ConfigError
-from nvlm_train.geometry import TileGeometry
+from nvlm_train.geometry import TileGeometry, geometry_of
 
 Rule = Callable[[Run], Iterator[str]]
 
-COMPONENTS = ("vision", "connector", "language")
+COMPONENTS = ("vision", "connector", "language", "cross_attention")    # the last: X and H; a part of language too
 PATTERN_SIGNS = set(".*?[]")        # a name with one of these is a pattern of parameter names, not a component
 
 CHOICES = {
     "stage": ("pretrain", "sft"),
     "engine": ("megatron",),
-    "model.architecture": ("nvlm_d",),
+    "model.architecture": ("nvlm_d", "nvlm_x", "nvlm_h"),
     "model.dtype": ("auto", "bf16", "fp32"),
     "model.recompute": ("none", "selective", "full"),
     "model.kernels": ("auto", "torch", "te"),
@@ -36,13 +37,14 @@ CHOICES = {
 # Planned, so a user who asks gets a straight answer instead of a list of spellings.
 NOT_YET = {
     "engine": ("deepspeed",),
-    "model.architecture": ("nvlm_x", "nvlm_h"),
 }
 
 AT_LEAST = {
     **dict.fromkeys((
         "model.vision.layers", "model.vision.hidden", "model.vision.heads", "model.vision.ffn",
         "model.vision.tile_size", "model.vision.patch", "model.connector.shuffle",
+        "model.connector.resampler_layers", "model.cross_attention.every", "model.cross_attention.heads",
+        "model.cross_attention.kv_heads", "model.tags.max_tokens",
         "model.language.layers", "model.language.hidden", "model.language.heads", "model.language.kv_heads",
         "model.language.head_dim", "model.language.ffn", "model.language.vocab",
         "train.steps", "train.global_batch", "train.max_bad_steps",
@@ -53,6 +55,7 @@ AT_LEAST = {
     **dict.fromkeys((
         "train.lr", "train.min_lr", "train.warmup_steps", "train.weight_decay", "train.clip_grad", "train.seed",
         "data.max_refused", "layout.first_stage_layers", "run.save_every", "run.eval_every", "model.init_std",
+        "model.connector.resampler_tokens", "model.cross_attention.ffn",
     ), 0),
 }
 
@@ -132,13 +135,14 @@ def learning_rate(run: Run) -> Iterator[str]:
 
 
 def trained_parts(run: Run) -> Iterator[str]:
+    known = [name for name in COMPONENTS if name != "cross_attention" or run.model.architecture != "nvlm_d"]
     if not run.train.trainable:
-        yield f"train.trainable is empty: name what learns, out of {', '.join(COMPONENTS)}"
+        yield f"train.trainable is empty: name what learns, out of {', '.join(known)}"
     for key, names in (("train.trainable", run.train.trainable), ("train.lr_multipliers", run.train.lr_multipliers)):
         for name in names:
             if name not in COMPONENTS and not PATTERN_SIGNS & set(name):
-                yield (f"{key}: {name!r} is no component ({', '.join(COMPONENTS)}) and no pattern of parameter names "
-                       f"such as 'language.*.norm*'{suggestion(name, list(COMPONENTS))}")
+                yield (f"{key}: {name!r} is no component ({', '.join(known)}) and no pattern of parameter names "
+                       f"such as 'language.*.norm*'{suggestion(name, known)}")
     for name, factor in run.train.lr_multipliers.items():
         if factor < 0:
             yield f"train.lr_multipliers.{name}={factor} must be at least 0"
@@ -163,8 +167,8 @@ def token_budgets(run: Run) -> Iterator[str]:
     if data.max_tokens > data.pack_tokens:
         yield (f"data.max_tokens={data.max_tokens} is more than data.pack_tokens={data.pack_tokens}: "
                "a sample must fit into one row")
-    # A longer image gets fewer tiles; one tile and a word is the least.
-    if tile_tokens >= data.max_tokens:
+    # A longer image gets fewer tiles; one tile and a word is the least. X has no tile in the sequence, H its thumbnail.
+    if run.model.architecture != "nvlm_x" and tile_tokens >= data.max_tokens:
         yield (f"data.max_tokens={data.max_tokens} leaves no room for text beside one tile of {tile_tokens} tokens: "
                "raise it or use smaller tiles")
 
@@ -173,9 +177,10 @@ def tile_budgets(run: Run) -> Iterator[str]:
     data = run.data
     thumbnail = int(data.thumbnail and data.max_tiles > 1)      # a single tile is its own thumbnail
     if data.max_tiles + thumbnail > data.pack_tiles:
+        memory = "" if run.model.architecture == "nvlm_d" else " and its cross-attention memory"
         yield (f"one image may have {data.max_tiles + thumbnail} tiles (data.max_tiles={data.max_tiles}"
                f"{' and a thumbnail' if thumbnail else ''}), but data.pack_tiles={data.pack_tiles}: "
-               "an image must fit into one row")
+               f"an image must fit into one row{memory}; raise data.pack_tiles")
 
 
 def blend(run: Run) -> Iterator[str]:
@@ -213,8 +218,8 @@ def tensor_layout(run: Run) -> Iterator[str]:
 def pipeline_layout(run: Run) -> Iterator[str]:
     layout, layers = run.layout, run.model.language.layers
     if run.model.language.tie_embeddings and layout.pipeline > 1:
-        yield (f"model.language.tie_embeddings needs layout.pipeline=1 in this version, it is {layout.pipeline}: embedding and output "
-               "layer would lie on different stages. Use layout.tensor, or train untied")
+        yield (f"model.language.tie_embeddings needs layout.pipeline=1 in this version, it is {layout.pipeline}: "
+               "embedding and output layer would lie on different stages. Use layout.tensor, or train untied")
     if layout.virtual > 1 and layout.pipeline == 1:
         yield f"layout.virtual={layout.virtual} needs layout.pipeline > 1: it interleaves the stages of a pipeline"
         return
@@ -258,8 +263,10 @@ def between_stages(runs: Sequence[Run]) -> Iterator[str]:
     """Finetuning starts from what pretraining made, so both are the same model."""
     for run in runs[1:]:
         first = runs[0]
-        for part in ("vision", "connector", "language"):
+        for part in ("vision", "connector", "cross_attention", "language"):
             for field in fields(getattr(run.model, part)):
+                if f"{part}.{field.name}" == "cross_attention.tag_mask":    # who reads what is data's, like the tags themselves
+                    continue
                 before, after = (getattr(getattr(r.model, part), field.name) for r in (first, run))
                 if before != after:
                     yield (f"model.{part}.{field.name} is {before} in {first.stage} and {after} in {run.stage}: "
@@ -271,7 +278,7 @@ def between_stages(runs: Sequence[Run]) -> Iterator[str]:
 
 def geometry(run: Run) -> TileGeometry:
     """The tile geometry of a run's model."""
-    return TileGeometry(run.model.vision.tile_size, run.model.vision.patch, run.model.connector.shuffle)
+    return geometry_of(run.model)
 
 
 def setting(run: Run, key: str) -> Any:
@@ -284,5 +291,5 @@ def setting(run: Run, key: str) -> Any:
 
 RULES: tuple[Rule, ...] = (
     amounts, choices, not_yet, model_shapes, tile_geometry, trained_parts, learning_rate, token_budgets, tile_budgets, blend,
-    tensor_layout, pipeline_layout, run_directory,
+    tensor_layout, pipeline_layout, run_directory, *CROSS_RULES,
 )

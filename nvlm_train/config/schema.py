@@ -36,6 +36,22 @@ class Connector:
     layers: int = 2             # 2: MLP (D, H); 1: one linear (X)
     hidden: int | None = None   # inner width; default: the language model's ffn
     norm_eps: float = 1e-5
+    resampler_tokens: int = 0   # 0: none (the paper); else tokens that a perceiver resampler makes of each tile (Flamingo)
+    resampler_layers: int = 2
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """Gated cross-attention of NVLM-X and NVLM-H (paper sections 4.3 and 4.4; what the paper leaves open: docs/choices.md)."""
+
+    every: int = 8              # in every n-th decoder layer, the n-th first: 8 of 80 and 6 of 60 give ten
+    layers: tuple[int, ...] | None = None   # or these layers, counted from 0
+    heads: int | None = None    # default: the language model's
+    kv_heads: int | None = None
+    gate_init: float = 0.0      # the output is scaled by tanh(gate): 0 leaves the language model as it was
+    qk_norm: bool = False       # RMSNorm of queries and keys, head by head
+    ffn: int = 0                # 0: none; else inner width of a gated feed-forward of its own (Flamingo)
+    tag_mask: bool = True       # X: a tile's tag reads that tile only
 
 
 @dataclass(frozen=True)
@@ -62,13 +78,15 @@ class Tags:
 
     kind: str = "1d"                              # none | 1d | 2d_grid | 2d_bbox
     global_name: str = "tile_global_thumbnail"    # the thumbnail's tag, without brackets; Yi uses tile_global
+    max_tokens: int = 8         # longest tag; H keeps this much room for each tile's tag in the memory
 
 
 @dataclass(frozen=True)
 class Model:
-    architecture: str = "nvlm_d"
+    architecture: str = "nvlm_d"    # nvlm_d | nvlm_x | nvlm_h
     vision: Vision = field(default_factory=Vision)
     connector: Connector = field(default_factory=Connector)
+    cross_attention: CrossAttention = field(default_factory=CrossAttention)     # X and H
     language: Language = field(default_factory=Language)
     tags: Tags = field(default_factory=Tags)
     tokenizer: str = "tiny"     # "tiny" (shipped) or the path of a tokenizer.json

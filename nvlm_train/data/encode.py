@@ -1,6 +1,6 @@
 """From a sample to what the model sees: tokens, loss weights and tiles, with a cost that is known beforehand.
 
-    turns --chat--> segments --tokenizer--> pieces --plan--> tokens, loss weights, tile positions
+    turns --chat--> segments --tokenizer--> pieces --plan, layout--> tokens, loss weights, tile positions, memory
     image bytes --images--> pixels --tiling--> uint8 tiles
 
 `plan` needs only text length and picture sizes, so every rank can compute the same packing without decoding anything.
@@ -17,18 +17,20 @@ from nvlm_train.config import schema
 from nvlm_train.contracts import EncodedSample, Sample, Turn
 from nvlm_train.data import chat
 from nvlm_train.data.images import decode, image_size
+from nvlm_train.data.layout import PictureLayout, architecture_problems, join_memory, lay_out, reads, shift_starts, tile_places
 from nvlm_train.data.tags import tile_tags
-from nvlm_train.data.tiling import Grid, Scratch, choose_grid, tile, tiles_of_grid
+from nvlm_train.data.tiling import Grid, Scratch, allowed_grids, choose_grid, tile, tiles_of_grid
 from nvlm_train.data.tokenizer import Tokenizer
 from nvlm_train.errors import ConfigError, DataError, SampleRefused
-from nvlm_train.geometry import TileGeometry
+from nvlm_train.geometry import geometry_of
 
 FEWER_TILES = (12, 8, 6, 4, 2, 1)   # limits tried in turn when a sample is too long (NVLM's public scripts)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sample will cost. grids: (columns, rows) of each picture; tokens: length; tiles: all tiles, thumbnails included."""
+    """What a sample will cost. grids: (columns, rows) of each picture; tokens: length of the sequence; tiles: all tiles, thumbnails
+    and those in memory included."""
 
     grids: tuple[Grid, ...]
     tokens: int
@@ -54,11 +56,12 @@ class Encoder:
     def __init__(self, model: schema.Model, data: schema.Data, tokenizer: Tokenizer):
         """Raises ConfigError when model, data settings and tokenizer do not fit together."""
         self.model, self.data, self.tokenizer = model, data, tokenizer
-        self.geometry = TileGeometry(model.vision.tile_size, model.vision.patch, model.connector.shuffle)
+        self.geometry = geometry_of(model)
         self.max_tokens = min(data.max_tokens, data.pack_tokens)
-        problems = self.geometry.problems()
-        if model.architecture != "nvlm_d":
-            problems.append(f"the data side lays out sequences for nvlm_d only; model.architecture is {model.architecture}")
+        self._layout_of = lru_cache(maxsize=None)(self._lay_out)
+        problems = self.geometry.problems() + architecture_problems(model.architecture)
+        if model.architecture == "nvlm_h":
+            problems += self._memory_tag_problems()
         if data.format not in chat.FORMATS:
             problems.append(f"data.format is {data.format!r}; it is one of {', '.join(chat.FORMATS)}")
         if tokenizer.vocab_size > model.language.vocab:
@@ -66,7 +69,6 @@ class Encoder:
                             f"{model.language.vocab:,} rows: raise it to at least {tokenizer.vocab_size:,}")
         if problems:
             raise ConfigError(problems)
-        self._tags_of = lru_cache(maxsize=None)(self._tokenize_tags)
 
     @property
     def fingerprint(self) -> str:
@@ -93,7 +95,7 @@ class Encoder:
         for limit in limits:
             grids = tuple(choose_grid(w, h, limit, self.geometry.tile_size) for w, h in image_sizes)
             tiles = sum(tiles_of_grid(grid, self.data.thumbnail) for grid in grids)
-            tokens = text_tokens + tiles * self.geometry.tokens + sum(len(tag) for grid in grids for tag in self._tags_of(grid))
+            tokens = text_tokens + sum(len(self._layout_of(grid).tokens) for grid in grids)
             if tokens + reserve <= self.max_tokens and tiles <= self.data.pack_tiles:
                 return Plan(grids, tokens, tiles)
         if tiles > self.data.pack_tiles:
@@ -130,24 +132,46 @@ class Encoder:
         return self._assemble(sample, pieces, plan, None, scratch)
 
     def describe(self, encoded: EncodedSample) -> str:
-        """The sample as a person can check it: one line per span, learned or context, pictures as a count of tokens."""
+        """The sample as a person can check it: one line per span, learned or context, pictures as a count of tokens, and which
+        tiles of the memory it reads. Tiles count from 1 over the sample, those in the sequence included."""
         is_image = encoded.tokens == self.tokenizer.image_id
         learned = encoded.loss_weights > 0
-        changes = np.flatnonzero((np.diff(is_image) != 0) | (np.diff(learned) != 0)) + 1
+        notes = _reading_notes(encoded)
+        changes = np.flatnonzero((np.diff(is_image) != 0) | (np.diff(learned) != 0) | (notes[1:] != notes[:-1])) + 1
         lines = [f"{encoded.key} ({encoded.source}): {encoded.length} tokens, {int(learned.sum())} learned, {len(encoded.tiles)} tiles"]
+        if encoded.memory is not None:
+            lines[0] += f", {len(encoded.memory.seen_from_m)} of them in memory"
         for span in np.split(np.arange(encoded.length), changes):
             first = span[0]
             shown = (f"[{len(span)} image tokens]" if is_image[first]
                      else repr(self.tokenizer.decode(encoded.tokens[span], skip_special=False)))
-            lines.append(f"  {'learned' if learned[first] else 'context'}  {shown}")
+            note = f"  ({notes[first]})" if notes[first] else ""
+            lines.append(f"  {'learned' if learned[first] else 'context'}  {shown}{note}")
+        lines += [f"  memory   tile {number}, after its tag {self.tokenizer.decode(tag, skip_special=False)!r}"
+                  for number, tag in _memory_tags(encoded)]
         return "\n".join(lines)
 
     # Parts
 
-    def _tokenize_tags(self, grid: Grid) -> tuple[tuple[int, ...], ...]:
-        """Tokens of each tile's tag, each tokenised alone so that it does not depend on its neighbours."""
-        tags = tile_tags(self.model.tags, grid, self.geometry.tile_size, self.data.thumbnail)
-        return tuple(tuple(self.tokenizer.encode(tag)) for tag in tags)
+    def _lay_out(self, grid: Grid) -> PictureLayout:
+        """What a picture of this grid adds. Each tag is tokenised alone, so that it does not depend on its neighbours."""
+        model = self.model
+        tags = tile_tags(model.tags, grid, self.geometry.tile_size, self.data.thumbnail)
+        places = tile_places(model.architecture, model.cross_attention.tag_mask, [self.tokenizer.encode(tag) for tag in tags],
+                             self.data.thumbnail)
+        return lay_out(places, self.geometry.tokens, self.tokenizer.image_id)
+
+    def _memory_tag_problems(self) -> list[str]:
+        """Tags that have no room before their tile in the memory; the longest stands for all."""
+        rows = (tag[tag >= 0] for grid in allowed_grids(self.data.max_tiles) for tag in self._layout_of(grid).memory.tags_mG)
+        longest = max(rows, key=len, default=())
+        room = self.model.tags.max_tokens
+        if len(longest) <= room:
+            return []
+        tag = self.tokenizer.decode(longest, skip_special=False)
+        problem = (f"the tile tag {tag!r} is {len(longest)} tokens of tokenizer {self.tokenizer.name}, and model.tags.max_tokens keeps "
+                   f"room for {room} before each tile of the memory: raise it to {len(longest)}")
+        return [problem]
 
     def _pieces(self, segments: Iterable[chat.Segment]) -> list[_Piece]:
         pieces = []
@@ -162,28 +186,26 @@ class Encoder:
 
     def _assemble(self, sample: Sample, pieces: list[_Piece], plan: Plan, out: np.ndarray | None,
                   scratch: Scratch | None) -> EncodedSample:
+        layouts = [self._layout_of(grid) for grid in plan.grids]
         tokens = np.empty(plan.tokens, dtype=np.int64)
         weights = np.zeros(plan.tokens, dtype=np.float32)
-        starts: list[int] = []
-        expected = plan.tokens - sum(len(tag) + self.geometry.tokens for grid in plan.grids for tag in self._tags_of(grid))
+        expected = plan.tokens - sum(len(layout.tokens) for layout in layouts)
         if _count(pieces) != expected:
             raise DataError(f"{sample.key}: its text is {_count(pieces)} tokens, the plan says {expected}. The token counts beside the "
                             "shards are of another tokenizer or template: delete them (*.tokens-*.json)")
-        at = 0
+        at, places = 0, []
         for piece in pieces:
-            if piece.ids is not None:
-                tokens[at:at + len(piece.ids)] = piece.ids
-                weights[at:at + len(piece.ids)] = 1.0 if piece.learned else 0.0
-                at += len(piece.ids)
-                continue
-            for tag in self._tags_of(plan.grids[piece.picture]):
-                tokens[at:at + len(tag)] = tag
-                at += len(tag)
-                starts.append(at)
-                tokens[at:at + self.geometry.tokens] = self.tokenizer.image_id
-                at += self.geometry.tokens
-        tiles = self._tiles(sample, plan, out, scratch)
-        return EncodedSample(sample.key, sample.source, tokens, weights, tiles, np.asarray(starts, dtype=np.int64))
+            ids = piece.ids
+            if ids is None:
+                ids = layouts[piece.picture].tokens
+                places.append(at)
+            tokens[at:at + len(ids)] = ids
+            weights[at:at + len(ids)] = 1.0 if piece.learned else 0.0
+            at += len(ids)
+        starts = [shift_starts(layout.tile_starts, place) for layout, place in zip(layouts, places, strict=True)]
+        return EncodedSample(sample.key, sample.source, tokens, weights, self._tiles(sample, plan, out, scratch),
+                             np.concatenate([np.empty(0, dtype=np.int64), *starts]),
+                             join_memory([layout.memory for layout in layouts], places))
 
     def _tiles(self, sample: Sample, plan: Plan, out: np.ndarray | None, scratch: Scratch | None) -> np.ndarray:
         size = self.geometry.tile_size
@@ -196,3 +218,31 @@ class Encoder:
             tile(decode(image, scratch), grid, size, self.data.thumbnail, out=out[at:at + n], scratch=scratch)
             at += n
         return out
+
+
+def _reading_notes(encoded: EncodedSample) -> np.ndarray:
+    """For each token the memory tiles it reads, in words; empty where it reads none."""
+    notes = np.full(encoded.length, "", dtype=object)
+    if encoded.memory is None:
+        return notes
+    numbers = np.flatnonzero(encoded.tile_starts < 0) + 1
+    for start, end, first, last in reads(encoded.memory, encoded.length).tolist():
+        notes[start:end] = f"reads {_ranges(numbers[first:last])}"
+    for number, (start, end) in zip(numbers, encoded.memory.bound_m2.tolist(), strict=True):
+        notes[start:end] = f"bound to tile {number}"
+    return notes
+
+
+def _ranges(numbers: np.ndarray) -> str:
+    """Ascending numbers as "tiles 1-2, 4"."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return ("tile " if len(numbers) == 1 else "tiles ") + ", ".join(
+        str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _memory_tags(encoded: EncodedSample) -> list[tuple[int, np.ndarray]]:
+    """Number and tag of each memory tile that has its tag beside it."""
+    if encoded.memory is None:
+        return []
+    numbered = zip(np.flatnonzero(encoded.tile_starts < 0) + 1, encoded.memory.tags_mG, strict=True)
+    return [(int(number), tag[tag >= 0]) for number, tag in numbered if (tag >= 0).any()]

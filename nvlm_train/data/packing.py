@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from nvlm_train.contracts import EncodedSample, PackedBatch
+from nvlm_train.data.layout import reads, shift_starts, stack_tags
 from nvlm_train.errors import DataError
 
 # What a tile's pass through the frozen vision encoder costs, in tokens of the language model's forward and backward. From the
@@ -91,7 +92,7 @@ def pack_row(samples: Sequence[EncodedSample], tokens: int, pad_id: int, tile_si
     """One row of `tokens` tokens: the samples end to end, then padding as a segment of its own. No samples: an empty row.
 
     tile_size: pixels, for a row without tiles. tiles: uint8 [n, 3, P, P], the samples' tiles if they already lie together.
-    Raises DataError if the samples do not fit.
+    Raises DataError if the samples do not fit, or if one's memory is not of its tiles.
     """
     lengths = [sample.length for sample in samples]
     used = sum(lengths)
@@ -108,14 +109,32 @@ def pack_row(samples: Sequence[EncodedSample], tokens: int, pad_id: int, tile_si
         positions[at:end] = np.arange(sample.length)
         weights[at:end - 1] = sample.loss_weights[1:]   # a token predicts the next of its own sample; the last predicts nothing
         labels[at:end - 1] = np.where(sample.loss_weights[1:] != 0, sample.tokens[1:], 0)
-        starts.append(sample.tile_starts + at)
+        starts.append(shift_starts(sample.tile_starts, at))
         at = end
     positions[at:] = np.arange(tokens - at)
     boundaries = np.cumsum([0, *lengths, *([tokens - used] if used < tokens else [])], dtype=np.int32)
     if tiles is None:
         tiles = np.concatenate([np.empty((0, 3, tile_size, tile_size), dtype=np.uint8), *(sample.tiles for sample in samples)])
+    reads_s4, memory_tags_mG = _memory_of(samples)
     return PackedBatch(
         tokens_T=torch.from_numpy(row), positions_T=torch.from_numpy(positions), labels_T=torch.from_numpy(labels),
         loss_weights_T=torch.from_numpy(weights), cu_seqlens=torch.from_numpy(boundaries), tiles_nCPP=torch.from_numpy(tiles),
         tile_starts_n=torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *starts])),
-        keys=tuple(sample.key for sample in samples), sources=tuple(sample.source for sample in samples))
+        keys=tuple(sample.key for sample in samples), sources=tuple(sample.source for sample in samples),
+        reads_s4=torch.from_numpy(reads_s4), memory_tags_mG=torch.from_numpy(memory_tags_mG))
+
+
+def _memory_of(samples: Sequence[EncodedSample]) -> tuple[np.ndarray, np.ndarray]:
+    """`reads_s4` and `memory_tags_mG` of a row of these samples: their memory tiles numbered through, none read across samples."""
+    tables, tags = [np.empty((0, 4), dtype=np.int64)], []
+    token, tile = 0, 0
+    for sample in samples:
+        in_memory = int((sample.tile_starts < 0).sum())
+        described = 0 if sample.memory is None else len(sample.memory.seen_from_m)
+        if in_memory != described:
+            raise DataError(f"{sample.key}: {in_memory} of its tiles are not in the sequence, its memory describes {described}")
+        if sample.memory is not None:
+            tables.append(reads(sample.memory, sample.length) + (token, token, tile, tile))
+            tags.append(sample.memory.tags_mG)
+        token, tile = token + sample.length, tile + in_memory
+    return np.concatenate(tables), stack_tags(tags)

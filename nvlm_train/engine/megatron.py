@@ -12,7 +12,9 @@ from nvlm_train.config.schema import Run
 from nvlm_train.contracts import PackedBatch, StepBatch, StepReport
 from nvlm_train.engine.feed import shared
 from nvlm_train.engine.optimizer import build_optimizer, set_rates, update
+from nvlm_train.geometry import geometry_of
 from nvlm_train.model.freeze import refuse_unmatched, set_trainable
+from nvlm_train.model.fusion import memory_budget
 from nvlm_train.model.init import initialise
 from nvlm_train.model.nvlm import Nvlm, to_device
 from nvlm_train.model.weights import load_component
@@ -52,11 +54,13 @@ class MegatronEngine:
 
     def _build(self) -> None:
         run, layout = self.run, self.run.layout
+        self._memory_tokens = memory_budget(run.model, run.data.pack_tiles, layout.tensor)
+        self._tile_tokens = geometry_of(run.model).tokens
         kernels = "torch" if run.model.kernels == "auto" else run.model.kernels
         stages = []
         for vp_stage in range(layout.virtual) if layout.virtual > 1 else [None]:
             first, last = parallel.stage_flags(layout, vp_stage)
-            stage = Nvlm(run.model, layout, self.dtype, kernels, first, last, vp_stage)
+            stage = Nvlm(run.model, layout, self.dtype, kernels, first, last, vp_stage, self._memory_tokens)
             initialise(stage, run.model, run.train.seed)
             for component in ("vision", "language"):
                 load_component(stage, component, getattr(run.model, component).weights)
@@ -77,8 +81,12 @@ class MegatronEngine:
             layers = stage.language.decoder.layers
             named = list(_whole_model_names(stage, layers[0].layer_number - 1 if len(layers) else 0))
             set_trainable(named, self.run.train.trainable)
-            mine += [name for name, _ in named]
-        return sorted({name for part in self.gather_objects(mine) for name in part})
+            mine += [(name, param.requires_grad) for name, param in named]
+        names = dict(pair for part in self.gather_objects(mine) for pair in part)
+        trained = {name for name, trains in names.items() if trains}
+        for stage in stages:
+            stage.route_gradients(trained)
+        return sorted(names)
 
     def close(self) -> None:
         """Give up this layout's groups and memory; the job stays joined, another stage may build its engine."""
@@ -98,13 +106,13 @@ class MegatronEngine:
 
         def forward_step(iterator, stage):
             row = next(iterator)
-            return stage(to_device(row, self.device, at), want), lambda output, **_: loss_func(row, output)
+            return stage(to_device(row, self.device, self._tile_tokens, at), want), lambda output, **_: loss_func(row, output)
 
         rows = list(rows)
         iterators = [iter(rows) for _ in self.chunks]
         return self._schedule(
             forward_step_func=forward_step, data_iterator=iterators if len(iterators) > 1 else iterators[0], model=self.chunks,
-            num_microbatches=len(rows), seq_length=self.run.data.pack_tokens, micro_batch_size=1, forward_only=forward_only,
+            num_microbatches=len(rows), seq_length=self.run.data.pack_tokens + self._memory_tokens, micro_batch_size=1, forward_only=forward_only,
             collect_non_loss_data=want == "logits")
 
     def _sums(self, row: PackedBatch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,13 +8,14 @@ where a gradient is used, recomputation never. A multiply-add is two operations.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
-from nvlm_train.config.schema import Connector, Language, Model, Train, Vision
+from nvlm_train.config.layers import cross_layers
+from nvlm_train.config.schema import Connector, CrossAttention, Language, Model, Train, Vision
 from nvlm_train.geometry import TileGeometry
 
-COMPONENTS = ("vision", "connector", "language")
+COMPONENTS = ("vision", "connector", "language", "cross_attention")
 
 # Dense bf16 peak in FLOP/s from the makers' datasheets (no sparsity). The first entry that occurs in the device's name wins,
 # so narrower names come first.
@@ -29,29 +30,38 @@ PEAK_BF16 = {
 
 @dataclass(frozen=True)
 class Parts:
-    """One number per component."""
+    """One number per component. The language model's cross-attention (X and H) counts for itself, not in `language`."""
 
     vision: float = 0
     connector: float = 0
     language: float = 0
+    cross_attention: float = 0
 
     @property
     def total(self) -> float:
-        return self.vision + self.connector + self.language
+        return sum(astuple(self))
 
     def __add__(self, other: "Parts") -> "Parts":
-        return Parts(self.vision + other.vision, self.connector + other.connector, self.language + other.language)
+        return Parts(*(a + b for a, b in zip(astuple(self), astuple(other))))
 
     def scaled(self, factor: float) -> "Parts":
-        return Parts(self.vision * factor, self.connector * factor, self.language * factor)
+        return Parts(*(number * factor for number in astuple(self)))
 
 
 class SampleWork(NamedTuple):
-    """What a sample asks of the model: its tokens (visual ones included), its tiles, its supervised tokens."""
+    """What a sample asks of the model.
+
+    tokens: those of its sequence, visual ones included; tiles: all that are encoded; supervised: tokens with a loss.
+    memory_tokens: tokens that cross-attention reads, each once however many read it, tags included (X: no visual token is in
+    the sequence; H: the thumbnail's are); readers: tokens of the sequence that read any; pairs: (reader, memory token) pairs.
+    """
 
     tokens: int
     tiles: int
     supervised: int
+    memory_tokens: int = 0
+    readers: int = 0
+    pairs: int = 0
 
 
 # ---------------------------------------------------------------------------------------------------------- parameters
@@ -61,7 +71,8 @@ def parameters(model: Model) -> Parts:
     """Parameters of the whole model, exact, dummy heads of tensor parallelism not counted."""
     vision, language = model.vision, model.language
     connector = _connector_parameters(vision, model.connector, language)
-    return Parts(_vision_parameters(vision), connector, _language_parameters(language))
+    cross = len(cross_layers(model)) * _cross_parameters(model.cross_attention, language)
+    return Parts(_vision_parameters(vision), connector, _language_parameters(language), cross)
 
 
 def _vision_parameters(v: Vision) -> int:
@@ -76,7 +87,13 @@ def _vision_parameters(v: Vision) -> int:
 
 
 def _connector_parameters(v: Vision, c: Connector, m: Language) -> int:
-    return 2 * _connector_input(v, c) + sum(wide * high for wide, high in _connector_linears(v, c, m))
+    linears = sum(wide * high for wide, high in _connector_linears(v, c, m))
+    return 2 * _connector_input(v, c) + linears + (_resampler_parameters(c, m.hidden) if c.resampler_tokens else 0)
+
+
+def _resampler_parameters(c: Connector, H: int) -> int:
+    """Learned queries; per layer four square matrices, a feed-forward of 4 times the width, 3 LayerNorms; one LayerNorm more."""
+    return c.resampler_tokens * H + c.resampler_layers * (12 * H * H + 3 * 2 * H) + 2 * H
 
 
 def _connector_input(v: Vision, c: Connector) -> int:
@@ -93,22 +110,51 @@ def _connector_linears(v: Vision, c: Connector, m: Language) -> list[tuple[int, 
 
 def _language_parameters(m: Language) -> int:
     qkv = (m.heads + 2 * m.kv_heads) * m.head_dim
-    layer = _language_linears(m) + 2 * m.hidden + (qkv if m.qkv_bias else 0)
+    layer = _attention_linears(m) + _mlp_linears(m) + 2 * m.hidden + (qkv if m.qkv_bias else 0)
     tables = m.vocab * m.hidden * (1 if m.tie_embeddings else 2)
     return tables + m.layers * layer + m.hidden
 
 
-def _language_linears(m: Language) -> int:
-    """Weights of one layer's matrices: query, key, value and output projections, gate, up and down."""
-    return m.hidden * (2 * m.heads + 2 * m.kv_heads) * m.head_dim + 3 * m.hidden * m.ffn
+def _attention_linears(m: Language) -> int:
+    """Query, key, value and output projections of one layer."""
+    return m.hidden * (2 * m.heads + 2 * m.kv_heads) * m.head_dim
+
+
+def _mlp_linears(m: Language) -> int:
+    """Gate, up and down of one layer."""
+    return 3 * m.hidden * m.ffn
+
+
+def _cross_parameters(x: CrossAttention, m: Language) -> int:
+    """One layer's gated cross-attention: projections without bias, a norm and a gate, and the same for its own feed-forward."""
+    query, key = _cross_widths(x, m)
+    attention = 2 * m.hidden * (query + key) + m.hidden + 1 + (2 * m.head_dim if x.qk_norm else 0)
+    return attention + (3 * m.hidden * x.ffn + m.hidden + 1 if x.ffn else 0)
+
+
+def _cross_widths(x: CrossAttention, m: Language) -> tuple[int, int]:
+    """Width of all query heads and of all key heads (values are as wide); heads are the language model's in number and size."""
+    return (x.heads or m.heads) * m.head_dim, (x.kv_heads or m.kv_heads) * m.head_dim
 
 
 # --------------------------------------------------------------------------------------------------------------- FLOPs
 
 
-def trained_components(train: Train) -> frozenset[str]:
-    """The components in which `train.trainable` may train something: named whole, in part, or reached by a wildcard."""
-    return frozenset(c for c in COMPONENTS for pattern in train.trainable if _may_reach(pattern, c))
+def trained_components(model: Model, train: Train) -> frozenset[str]:
+    """The components in which `train.trainable` may train something: named whole, in part, or reached by a wildcard.
+
+    Cross-attention lies inside the language model: what may reach the one may reach the other, unless its parameters are named
+    (cross_attention, pre_cross_attn_layernorm, cross_attn_bda).
+    """
+    found: set[str] = set()
+    for pattern in train.trainable:
+        reached = {component for component in COMPONENTS if _may_reach(pattern, component)}
+        if "language" in reached:
+            reached.add("cross_attention")
+            if "cross_att" in pattern:
+                reached.remove("language")
+        found |= reached
+    return frozenset(found if cross_layers(model) else found - {"cross_attention"})
 
 
 def _may_reach(pattern: str, component: str) -> bool:
@@ -121,7 +167,8 @@ def useful_flops(model: Model, trained: Iterable[str], samples: Iterable[SampleW
     """Operations of one optimizer step over `samples` (forward, and backward where a gradient is needed).
 
     trained: components with trainable parameters. Gradients flow down to the lowest of them: a frozen language model costs
-    forward and input gradients for samples with images, forward alone for text.
+    forward alone for text, forward and input gradients for samples with visual tokens in the sequence, and where all tiles are
+    memory (X) input gradients only above its first cross-attention.
     """
     trained = frozenset(trained)
     total = Parts()
@@ -129,7 +176,8 @@ def useful_flops(model: Model, trained: Iterable[str], samples: Iterable[SampleW
         total += Parts(
             _tile_flops(model.vision) * sample.tiles * (3 if "vision" in trained else 1),
             _connector_flops(model, trained) * sample.tiles,
-            _language_flops(model.language, trained, sample),
+            _language_flops(model, trained, sample),
+            _cross_flops(model, trained, sample),
         )
     return total
 
@@ -144,25 +192,71 @@ def _tile_flops(v: Vision) -> int:
 
 def _connector_flops(model: Model, trained: frozenset[str]) -> int:
     """One tile's visual tokens, forward and backward. The lowest linear needs an input gradient only under a trained encoder."""
-    tokens = TileGeometry(model.vision.tile_size, model.vision.patch, model.connector.shuffle).tokens
-    below = "vision" in trained
+    v, c, m = model.vision, model.connector, model.language
+    tokens = TileGeometry(v.tile_size, v.patch, c.shuffle).tokens           # before a resampler
+    weight_gradient, below = "connector" in trained, "vision" in trained
     total = 0
-    for weights in (wide * high for wide, high in _connector_linears(model.vision, model.connector, model.language)):
-        weight_gradient = "connector" in trained
+    for weights in (wide * high for wide, high in _connector_linears(v, c, m)):
         total += tokens * 2 * weights * (1 + weight_gradient + below)
         below = below or weight_gradient
+    if c.resampler_tokens:
+        linears, attention = _resampler_forward(c, m.hidden, tokens)
+        total += linears * (1 + weight_gradient + below) + attention * (3 if below else 1)
     return total
 
 
-def _language_flops(m: Language, trained: frozenset[str], sample: SampleWork) -> int:
-    """One sample through the decoder. Attention has no weights: its backward, two products for each of the forward's, is due
-    whenever gradients pass."""
-    own = "language" in trained
-    passing = own or (sample.tiles > 0 and bool(trained))
-    linears = 2 * m.layers * _language_linears(m) * sample.tokens + 2 * m.hidden * m.vocab * sample.supervised
+def _resampler_forward(c: Connector, H: int, tokens: int) -> tuple[int, int]:
+    """(linears, attention) of one tile: the learned queries read the tile's tokens and each other, then their feed-forward."""
+    queries, keys = c.resampler_tokens, tokens + c.resampler_tokens
+    linears = 2 * H * H * (2 * queries + 2 * keys + 8 * queries)
+    return c.resampler_layers * linears, c.resampler_layers * 4 * queries * keys * H
+
+
+def _gradient_depth(model: Model, trained: frozenset[str], sample: SampleWork) -> tuple[int, int]:
+    """How many layers, from the top, hand a gradient down through their self-attention, and how many through their feed-forward.
+
+    All of them if the language model is trained or what makes the visual tokens of its sequence; else those above the first
+    cross-attention, which stands between the two, if that has something to train.
+    """
+    layers, crossed = model.language.layers, cross_layers(model)
+    seen = trained & {"vision", "connector"} and sample.tiles
+    if "language" in trained or (seen and model.architecture != "nvlm_x"):
+        return layers, layers
+    reads = sample.memory_tokens and trained & {"vision", "connector", "cross_attention"}
+    if crossed and (reads or (model.cross_attention.ffn and "cross_attention" in trained)):
+        return layers - crossed[0] - 1, layers - crossed[0]
+    return 0, 0
+
+
+def _language_flops(model: Model, trained: frozenset[str], sample: SampleWork) -> int:
+    """One sample through the decoder, cross-attention apart. Attention has no weights: its backward, two products for each of
+    the forward's, is due whenever gradients pass."""
+    m, own = model.language, "language" in trained
+    attending, feeding = _gradient_depth(model, trained, sample)
+    forward = m.layers * (1 + own)              # with the weights' gradients
+    linears = 2 * sample.tokens * (_attention_linears(m) * (forward + attending) + _mlp_linears(m) * (forward + feeding))
+    logits = 2 * m.hidden * m.vocab * sample.supervised * (1 + own + (feeding > 0))
     pairs = sample.tokens * (sample.tokens + 1) // 2
-    attention = 4 * m.layers * m.heads * m.head_dim * pairs
-    return linears * (1 + passing + own) + attention * (3 if passing else 1)
+    return linears + logits + 4 * m.heads * m.head_dim * pairs * (m.layers + 2 * attending)
+
+
+def _cross_flops(model: Model, trained: frozenset[str], sample: SampleWork) -> int:
+    """One sample through every gated cross-attention. Keys and values are made of each memory token once a layer; the memory
+    needs a gradient if the connector or the encoder is trained, the hidden states if something under them is."""
+    x, m, own = model.cross_attention, model.language, "cross_attention" in trained
+    query, key = _cross_widths(x, m)
+    attending, feeding = _gradient_depth(model, trained, sample)
+    passing, memory = feeding > 0, bool(trained & {"vision", "connector"})
+    total = 0
+    for number, _ in enumerate(cross_layers(model)):
+        hidden = passing and (number > 0 or attending == m.layers)
+        total += 2 * sample.readers * m.hidden * query * (1 + own + hidden)             # queries
+        total += 2 * sample.readers * m.hidden * query * (1 + own + passing)            # output
+        total += 2 * sample.memory_tokens * m.hidden * 2 * key * (1 + own + memory)     # keys and values
+        total += 4 * sample.pairs * query * (3 if passing else 1)
+        behind = hidden or (passing and sample.memory_tokens > 0)
+        total += 2 * sample.tokens * m.hidden * x.ffn * (2 * (1 + own + behind) + (1 + own + passing))
+    return total
 
 
 # ----------------------------------------------------------------------------------------------------------------- MFU

@@ -1,7 +1,8 @@
 """From patch features to language-model tokens: pixel shuffle, LayerNorm, one or two linears without bias.
 
 Paper section 4.1 and the public code: a 2x2 pixel shuffle makes 256 tokens of 1,024 patches, LayerNorm runs first, the MLP's
-inner width is the language model's FFN width (D, H), and NVLM-X has a single linear.
+inner width is the language model's FFN width (D, H), and NVLM-X has a single linear. The designs that NVLM is compared with may
+add a perceiver resampler behind it.
 """
 
 import torch.nn.functional as F
@@ -9,7 +10,10 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from nvlm_train.config.schema import Connector as Settings
+from nvlm_train.config.schema import Language
 from nvlm_train.model.norm import LayerNorm
+from nvlm_train.model.resampler import Resampler
 
 
 def pixel_shuffle(x_nLC: Tensor, side: int) -> Tensor:
@@ -26,18 +30,24 @@ def pixel_shuffle(x_nLC: Tensor, side: int) -> Tensor:
 class Connector(MegatronModule):
     """[n, patches, C] -> [n, tokens, H]."""
 
-    def __init__(self, config, vision_width: int, shuffle: int, layers: int, inner: int, out: int, eps: float):
+    def __init__(self, config, settings: Settings, vision_width: int, language: Language):
         super().__init__(config)
-        self.shuffle = shuffle
-        width = vision_width * shuffle**2
-        self.norm = LayerNorm(config, width, eps)
+        self.shuffle = settings.shuffle
+        width, inner, out = vision_width * settings.shuffle**2, settings.hidden or language.ffn, language.hidden
+        self.norm = LayerNorm(config, width, settings.norm_eps)
         common = {"config": config, "init_method": config.init_method, "bias": False, "skip_bias_add": False}
-        if layers == 1:
+        if settings.layers == 1:
             self.linear_fc1, self.linear_fc2 = ColumnParallelLinear(width, out, gather_output=True, **common), None
         else:
             self.linear_fc1 = ColumnParallelLinear(width, inner, gather_output=False, **common)
             self.linear_fc2 = RowParallelLinear(inner, out, input_is_parallel=True, **common)
+        self.resampler = None
+        if settings.resampler_tokens:
+            self.resampler = Resampler(config, out, settings.resampler_tokens, settings.resampler_layers, out // language.heads,
+                                       settings.norm_eps)
 
     def forward(self, x_nLC: Tensor) -> Tensor:
         hidden = self.linear_fc1(self.norm(pixel_shuffle(x_nLC, self.shuffle)))[0]
-        return hidden if self.linear_fc2 is None else self.linear_fc2(F.gelu(hidden))[0]
+        if self.linear_fc2 is not None:
+            hidden = self.linear_fc2(F.gelu(hidden))[0]
+        return hidden if self.resampler is None else self.resampler(hidden)

@@ -6,20 +6,22 @@ positions reach the output layer: logits of the vocabulary are the largest tenso
 
 import torch
 import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
-from megatron.core.tensor_parallel.mappings import (
-    gather_from_sequence_parallel_region,
-    scatter_to_sequence_parallel_region,
-)
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
-from nvlm_train.config.schema import Language, Layout, Model
+from nvlm_train.config.layers import cross_layers
+from nvlm_train.config.schema import Layout, Model
 from nvlm_train.model.attention import PackedCausalAttention
+from nvlm_train.model.cross_attention import GatedCrossAttention, GatedFeedForward, ReadingLayer
 from nvlm_train.model.norm import RMSNorm
 from nvlm_train.model.vision import padded_heads
 
@@ -74,6 +76,17 @@ def _layer_spec(kernels: str):
     return spec
 
 
+def _reading_spec(kernels: str, model: Model):
+    """The same layer with gated cross-attention between self-attention and MLP (the paper's Figure 3)."""
+    spec, cross = _layer_spec(kernels), model.cross_attention
+    spec.module = ReadingLayer
+    spec.submodules.pre_cross_attn_layernorm = RMSNorm
+    spec.submodules.cross_attention = ModuleSpec(GatedCrossAttention, {"language": model.language, "cross": cross})
+    spec.submodules.cross_attn_bda = get_bias_dropout_add if not cross.ffn else ModuleSpec(
+        GatedFeedForward, {"language": model.language, "width": cross.ffn})
+    return spec
+
+
 def rotary_angles(positions_T: Tensor, head_dim: int, base: float) -> Tensor:
     """Plain 1-D RoPE angles of explicit positions, float32 [T, 1, 1, head_dim], halves repeated (rotate-half convention)."""
     inverse = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_T.device) / head_dim)
@@ -84,14 +97,17 @@ def rotary_angles(positions_T: Tensor, head_dim: int, base: float) -> Tensor:
 class Decoder(MegatronModule):
     """One pipeline stage of the language model."""
 
-    def __init__(self, config: TransformerConfig, language: Language, kernels: str, pre_process: bool, post_process: bool,
+    def __init__(self, config: TransformerConfig, model: Model, kernels: str, pre_process: bool, post_process: bool,
                  vp_stage: int | None):
         super().__init__(config)
+        language = model.language
         self.language, self.pre_process, self.post_process = language, pre_process, post_process
         if pre_process:
             self.embedding = VocabParallelEmbedding(language.vocab, language.hidden, init_method=config.init_method, config=config)
-        layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-        specs = TransformerBlockSubmodules([_layer_spec(kernels) for _ in range(layers)], RMSNorm)
+        first, reading = get_transformer_layer_offset(config, vp_stage=vp_stage), cross_layers(model)
+        layers = range(first, first + get_num_layers_to_build(config, vp_stage=vp_stage))
+        specs = TransformerBlockSubmodules(
+            [_reading_spec(kernels, model) if number in reading else _layer_spec(kernels) for number in layers], RMSNorm)
         self.decoder = TransformerBlock(config, specs, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage)
         if post_process:
             tied = language.tie_embeddings and pre_process
@@ -106,19 +122,15 @@ class Decoder(MegatronModule):
         """[T] -> [T, 1, H], whole on every tensor-parallel rank."""
         return self.embedding(tokens_T[:, None])
 
-    def run(self, hidden_T1H: Tensor | None, positions_T: Tensor, packed: PackedSeqParams) -> Tensor:
-        """The stage's layers. First stage: hidden [T, 1, H]; later ones take what `set_input_tensor` was given.
+    def run(self, hidden: Tensor, memory: Tensor | None, positions_T: Tensor, packed: PackedSeqParams) -> Tensor:
+        """The stage's layers: hidden [T, 1, H] and memory [M, 1, H] (None: NVLM-D) -> hidden.
 
-        Under sequence parallelism the result is this rank's slice [T / tensor, 1, H].
+        Under sequence parallelism all of them are this rank's slices, [T / tensor, 1, H].
         """
-        if self.pre_process:
-            if self.config.sequence_parallel:
-                hidden_T1H = scatter_to_sequence_parallel_region(hidden_T1H)
-            if torch.is_grad_enabled() and not hidden_T1H.requires_grad:
-                # The next stage will send a gradient back, whatever is frozen here.
-                hidden_T1H = hidden_T1H.detach().requires_grad_()
+        if not self.pre_process:
+            self.decoder.set_input_tensor(hidden)
         angles = rotary_angles(positions_T, self.language.head_dim, self.language.rope_base)
-        out = self.decoder(hidden_T1H, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=packed)
+        out = self.decoder(hidden, attention_mask=None, context=memory, rotary_pos_emb=angles, packed_seq_params=packed)
         return out[0] if isinstance(out, tuple) else out
 
     def logits(self, hidden: Tensor, at_K: Tensor) -> Tensor:

@@ -4,9 +4,21 @@ from fnmatch import fnmatchcase
 
 from nvlm_train.errors import ConfigError
 
+CROSS_ATTENTION = (".cross_attention.", ".pre_cross_attn_layernorm.", ".cross_attn_bda.")
+
+
+def is_cross_attention(name: str) -> bool:
+    """Whether a parameter belongs to a gated cross-attention layer, which sits inside the language model."""
+    return any(part in name for part in CROSS_ATTENTION)
+
 
 def matches(pattern: str, name: str) -> bool:
-    """`connector` matches the whole component; `language.decoder.layers.0.*` matches names like a shell pattern."""
+    """`connector` matches the whole component; `language.decoder.layers.0.*` matches names like a shell pattern.
+
+    `cross_attention` is the gated layers alone; `language` includes them.
+    """
+    if pattern == "cross_attention":
+        return is_cross_attention(name)
     return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
 
 
@@ -25,5 +37,5 @@ def refuse_unmatched(patterns, names, key: str) -> None:
     """Raise ConfigError if a pattern matches none of the whole model's parameter names."""
     lost = unmatched(patterns, names)
     if lost:
-        raise ConfigError([f"{key}: {p!r} matches no parameter; components are vision, connector and language, "
+        raise ConfigError([f"{key}: {p!r} matches no parameter; components are vision, connector, language and (NVLM-X, NVLM-H) cross_attention, "
                            f"a parameter is named like {min(names)!r}" for p in lost])

@@ -1,15 +1,105 @@
-"""Where D, X and H differ: what of an image enters the token sequence. (X and H add: what is cross-attention memory.)"""
+"""Where D, X and H differ: what of an image enters the token sequence, and what is cross-attention memory, read by whom.
+
+The data side says it tile by tile (`PackedBatch.tile_starts_n`, `reads_s4`, `memory_tags_mG`); here it becomes token places.
+
+    NVLM-D   every tile's tokens stand in the sequence, behind the tile's tag                          (paper section 4.2)
+    NVLM-X   no tile stands there; tags do, each reading its own tile of the memory                    (4.3)
+    NVLM-H   the thumbnail stands in the sequence, the regular tiles, each with its tag, in the memory (4.4)
+"""
+
+import itertools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nvlm_train.config.schema import Model
+from nvlm_train.contracts import PackedBatch
+from nvlm_train.geometry import geometry_of
+from nvlm_train.model.cross_attention import Reads, plan_reads
 
-def splice(hidden_T1H: Tensor, features_ntH: Tensor, tile_starts_n: Tensor) -> Tensor:
-    """NVLM-D (paper section 4.2): every tile's tokens stand in the sequence, at `tile_starts_n`, in place of placeholders.
+MEMORY = ("nvlm_x", "nvlm_h")   # architectures with a memory
 
-    hidden_T1H: embedded tokens; features_ntH: n tiles of t tokens. With n = 0 the features still join the graph, so the
-    connector gets a zero gradient and no rank waits for another.
+
+@dataclass(frozen=True)
+class Places:
+    """Where a row's tiles go, on the device. n tiles, m of them in the memory of M tokens.
+
+    shown_at: of the n - m tiles in the sequence, the places of all their visual tokens; shown, kept: which tiles these are, and
+    which are memory (None: all of them, or none). tile_at, tag_at: places in the memory of visual and of tag tokens.
+    tag_ids: the tags' tokens, embedded by the language model like any text.
+    """
+
+    shown_at: Tensor
+    shown: Tensor | None
+    kept: Tensor | None
+    tile_at: Tensor
+    tag_at: Tensor
+    tag_ids: Tensor
+    memory_tokens: int
+    reads: Reads
+
+
+def memory_budget(model: Model, pack_tiles: int, tensor: int) -> int:
+    """M at most: memory tokens of the fullest row, a multiple of `tensor`; 0 for NVLM-D. Fixed, so that pipeline stages may exchange
+    [hidden ; memory] of one length."""
+    if model.architecture not in MEMORY:
+        return 0
+    tag = model.tags.max_tokens if model.architecture == "nvlm_h" and model.tags.kind != "none" else 0
+    tokens = pack_tiles * (geometry_of(model).tokens + tag)
+    return -(-tokens // tensor) * tensor
+
+
+def place(row: PackedBatch, tile_tokens: int, device: torch.device) -> Places:
+    """Token places of a row's tiles, `tile_tokens` visual tokens each."""
+    starts = row.tile_starts_n
+    in_memory = starts < 0
+    m = int(in_memory.sum())
+    tags = row.memory_tags_mG if m else row.memory_tags_mG.new_zeros(0, 0)
+    tag_lengths = (tags >= 0).sum(1).tolist() if tags.shape[1] else [0] * m
+    edges = list(itertools.accumulate((tag + tile_tokens for tag in tag_lengths), initial=0))
+    spans = [(start, stop, edges[first], edges[last]) for start, stop, first, last in row.reads_s4.tolist()]
+    each = torch.arange(tile_tokens)
+    tag_at = [torch.arange(edge, edge + length) for edge, length in zip(edges, tag_lengths)]
+    tile_ends = torch.tensor(edges[1:], dtype=torch.long)
+
+    def send(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    some = 0 < m < len(starts)
+    return Places(
+        shown_at=send((starts[~in_memory][:, None] + each).flatten()),
+        shown=send((~in_memory).nonzero()[:, 0]) if some else None, kept=send(in_memory.nonzero()[:, 0]) if some else None,
+        tile_at=send((tile_ends[:, None] - tile_tokens + each).flatten()),
+        tag_at=send(torch.cat([torch.zeros(0, dtype=torch.long), *tag_at])), tag_ids=send(tags[tags >= 0]),
+        memory_tokens=edges[-1], reads=plan_reads(spans, device))
+
+
+def splice(hidden_T1H: Tensor, features_ntH: Tensor, at: Tensor) -> Tensor:
+    """Tiles of t tokens each into the sequence (or memory), at the places `at`, over whatever stands there.
+
+    With n = 0 the features still join the graph, so the connector gets a zero gradient and no rank waits for another.
     """
     n, t, width = features_ntH.shape
-    at = (tile_starts_n[:, None] + torch.arange(t, device=hidden_T1H.device)).flatten()
     return hidden_T1H.index_copy(0, at, features_ntH.reshape(n * t, 1, width).to(hidden_T1H.dtype))
+
+
+def fuse(embedded: Tensor, features_ntH: Tensor, places: Places, architecture: str) -> tuple[Tensor, Tensor | None]:
+    """(hidden [T, 1, H], memory [M, 1, H] or None) of a row.
+
+    embedded: [T + tag tokens, 1, H], the row's tokens and behind them those of the memory's tags.
+    """
+    if architecture not in MEMORY:
+        return splice(embedded, features_ntH, places.shown_at), None
+    tokens = len(embedded) - len(places.tag_ids)
+    hidden, tags = embedded[:tokens], embedded[tokens:]
+    if places.shown is not None:
+        shown, kept = features_ntH.index_select(0, places.shown), features_ntH.index_select(0, places.kept)
+    elif places.memory_tokens:
+        shown, kept = features_ntH[:0], features_ntH
+    else:
+        shown, kept = features_ntH, features_ntH[:0]
+    if len(places.shown_at):
+        hidden = splice(hidden, shown, places.shown_at)
+    memory = splice(embedded.new_zeros(places.memory_tokens, 1, embedded.shape[-1]), kept, places.tile_at)
+    return hidden, memory.index_copy(0, places.tag_at, tags) if len(tags) else memory

@@ -52,7 +52,7 @@ def _spread(key: str, shape: tuple[int, ...], model: Model) -> float:
     if key.startswith("language."):
         into_residual = len(name) > 1 and name[-2] in ("linear_proj", "linear_fc2")
         return model.init_std / math.sqrt(2 * model.language.layers) if into_residual else model.init_std
-    if key.endswith(("class_token", "position")):
+    if key.endswith(("class_token", "position", "queries")):
         return 0.02
     return 1 / math.sqrt(math.prod(shape[1:]))
 
@@ -60,7 +60,8 @@ def _spread(key: str, shape: tuple[int, ...], model: Model) -> float:
 def initialise(module, model: Model, seed: int) -> None:
     """Fill every parameter of this rank's stage in place.
 
-    Norm weights are 1, biases 0, LayerScale its configured value, dummy heads 0; everything else is normal.
+    Norm weights are 1, biases 0, LayerScale and cross-attention's gates their configured values, dummy heads 0; everything else is
+    normal.
     """
     real = {param.data_ptr(): param.unpadded for param in module.parameters() if hasattr(param, "unpadded")}
     for shard in shards(module.sharded_state_dict()):
@@ -71,6 +72,8 @@ def initialise(module, model: Model, seed: int) -> None:
         last = key.rsplit(".", 1)[-1]
         if last in ("ls1", "ls2"):
             full = torch.full(shape, model.vision.layer_scale_init)
+        elif last == "gate":
+            full = torch.full(shape, model.cross_attention.gate_init)
         elif last in ("bias", "patch_bias"):
             full = torch.zeros(shape)
         elif "norm" in ".".join(key.split(".")[-2:]):

@@ -1,24 +1,28 @@
 """NVLM: vision encoder, connector, fusion, decoder, loss. One pipeline stage of it; the first carries the encoder.
 
-A forward in four verbs: see the tiles, splice them into the embedded tokens, run the layers, and, on the last stage, answer
-with token losses or logits.
+A forward in four verbs: see the tiles, fuse them with the embedded tokens, run the layers, and, on the last stage, answer with
+token losses or logits. In NVLM-X and NVLM-H the image memory travels behind the hidden states from stage to stage, as one tensor.
 """
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from megatron.core.enums import ModelType
+from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from nvlm_train.config.layers import cross_layers
 from nvlm_train.config.schema import Layout, Model
 from nvlm_train.contracts import PackedBatch
 from nvlm_train.model.attention import packing
 from nvlm_train.model.connector import Connector
 from nvlm_train.model.decoder import Decoder, encoder_config, language_config
-from nvlm_train.model.fusion import splice
+from nvlm_train.model.freeze import is_cross_attention
+from nvlm_train.model.fusion import MEMORY, Places, fuse, place
 from nvlm_train.model.loss import token_losses
 from nvlm_train.model.vision import VisionEncoder
 
@@ -36,35 +40,43 @@ class DeviceRow:
     positions_T: Tensor
     packed: object
     tiles_nCPP: Tensor
-    tile_starts_n: Tensor
+    places: Places
     at_K: Tensor
     labels_K: Tensor
     weights_K: Tensor
 
 
-def to_device(row: PackedBatch, device: torch.device, at: Tensor | None = None) -> DeviceRow:
-    """Send a row to the device. `at` overrides the supervised positions (for logits)."""
+def to_device(row: PackedBatch, device: torch.device, tile_tokens: int, at: Tensor | None = None) -> DeviceRow:
+    """Send a row to the device. tile_tokens: visual tokens of a tile. `at` overrides the supervised positions (for logits)."""
     at = row.loss_weights_T.nonzero()[:, 0] if at is None else at
     if not len(at):
         at = torch.zeros(1, dtype=torch.long)  # an empty row still takes part; its weight is 0
     edges = row.cu_seqlens.tolist()
     move = {"device": device, "non_blocking": True}
+    packed = packing(row.cu_seqlens.to(**move), max(b - a for a, b in itertools.pairwise(edges)), edges)
+    places = place(row, tile_tokens, device)
+    packed.reads = places.reads
     return DeviceRow(
-        tokens_T=row.tokens_T.to(**move), positions_T=row.positions_T.to(**move),
-        packed=packing(row.cu_seqlens.to(**move), max(b - a for a, b in itertools.pairwise(edges)), edges),
-        tiles_nCPP=row.tiles_nCPP.to(**move), tile_starts_n=row.tile_starts_n.to(**move), at_K=at.to(**move),
+        tokens_T=row.tokens_T.to(**move), positions_T=row.positions_T.to(**move), packed=packed,
+        tiles_nCPP=row.tiles_nCPP.to(**move), places=places, at_K=at.to(**move),
         labels_K=row.labels_T[at].to(**move), weights_K=row.loss_weights_T[at].to(**move))
 
 
+def _carrying(tensor: Tensor) -> Tensor:
+    """The same values, certain to get a gradient in training."""
+    return tensor if tensor.requires_grad or not torch.is_grad_enabled() else tensor.detach().requires_grad_()
+
+
 class Nvlm(MegatronModule):
-    """One (virtual) pipeline stage of NVLM-D.
+    """One (virtual) pipeline stage of NVLM-D, -X or -H.
 
     Its sub-modules are the components `vision`, `connector` and `language`: names of parameters begin with them, and
-    freezing, learning-rate factors and checkpoints speak of them.
+    freezing, learning-rate factors and checkpoints speak of them. memory_tokens: room for the memory in what stages exchange
+    (`fusion.memory_budget`).
     """
 
     def __init__(self, model: Model, layout: Layout, dtype: torch.dtype, kernels: str, pre_process: bool, post_process: bool,
-                 vp_stage: int | None = None):
+                 vp_stage: int | None = None, memory_tokens: int = 0):
         config = language_config(model, layout, dtype)
         super().__init__(config)
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
@@ -72,15 +84,29 @@ class Nvlm(MegatronModule):
         self.share_embeddings_and_output_weights = False        # gradient finaliser's (a tied model has one stage,
         if pre_process:                                         # where its two uses are one parameter)
             small = encoder_config(model, layout, dtype)
-            lm, join = model.language, model.connector
             self.vision = VisionEncoder(small, model.vision)
-            self.connector = Connector(small, model.vision.hidden, join.shuffle, join.layers, join.hidden or lm.ffn, lm.hidden,
-                                       join.norm_eps)
-        self.language = Decoder(config, model.language, kernels, pre_process, post_process, vp_stage)
+            self.connector = Connector(small, model.connector, model.vision.hidden, model.language)
+        self.language = Decoder(config, model, kernels, pre_process, post_process, vp_stage)
+        self.architecture, self.cross_layers = model.architecture, cross_layers(model)
+        self.memory_tokens = memory_tokens
+        self.slices = config.tensor_model_parallel_size if config.sequence_parallel else 1
+        self.hidden_carries = True
+        self._received: Tensor | None = None
 
     def set_input_tensor(self, tensor) -> None:
         """Megatron's schedule hands over the previous stage's output."""
-        self.language.decoder.set_input_tensor(tensor[0] if isinstance(tensor, list) else tensor)
+        self._received = tensor[0] if isinstance(tensor, list) else tensor
+
+    def route_gradients(self, trained: Collection[str]) -> None:
+        """Decide whether the hidden states that enter this stage need a gradient. trained: names over the whole model.
+
+        Nothing does below NVLM-X's first cross-attention layer while its language model is frozen: there only the memory carries
+        one (`Frozen means free`). Everywhere else hidden states carry it, whatever is frozen, since a stage waits for it.
+        """
+        layers = self.language.decoder.layers
+        first = layers[0].layer_number - 1 if len(layers) else 0
+        frozen = not any(name.startswith("language.") and not is_cross_attention(name) for name in trained)
+        self.hidden_carries = not (self.architecture == "nvlm_x" and frozen and first <= min(self.cross_layers))
 
     def see(self, row: DeviceRow) -> Tensor:
         """Tiles -> [n, tokens, H]. A row without tiles sends one blank through the connector and keeps nothing of it, so that
@@ -92,14 +118,41 @@ class Nvlm(MegatronModule):
         return self.connector(features)[:n]
 
     def forward(self, row: DeviceRow, want: str = "loss") -> Tensor:
-        """Hidden states [T (/ tensor), 1, H] for the next stage; on the last stage float32 [K] token losses, or with
-        want="logits" this rank's vocabulary slice [K, V / tensor]."""
-        hidden = splice(self.language.embed(row.tokens_T), self.see(row), row.tile_starts_n) if self.pre_process else None
-        hidden = self.language.run(hidden, row.positions_T, row.packed)
+        """What the next stage receives: hidden states [T (/ tensor), 1, H], in X and H with the memory behind them. On the last stage
+        float32 [K] token losses, or with want="logits" this rank's vocabulary slice [K, V / tensor]."""
+        hidden, memory = self._first(row) if self.pre_process else self._later(row)
+        hidden = self.language.run(hidden, memory, row.positions_T, row.packed)
         if not self.post_process:
-            return hidden
+            return hidden if memory is None else self._with_memory(hidden, memory)
         logits = self.language.logits(hidden, row.at_K)
         return logits if want == "logits" else token_losses(logits, row.labels_K)
+
+    def _first(self, row: DeviceRow) -> tuple[Tensor, Tensor | None]:
+        """Hidden states and memory of a row, sliced under sequence parallelism."""
+        tag_ids = row.places.tag_ids
+        tokens = torch.cat((row.tokens_T, tag_ids)) if len(tag_ids) else row.tokens_T
+        hidden, memory = fuse(self.language.embed(tokens), self.see(row), row.places, self.architecture)
+        if self.slices > 1:
+            hidden = scatter_to_sequence_parallel_region(hidden)
+            if memory is not None:
+                spare = -len(memory) % self.slices
+                memory = scatter_to_sequence_parallel_region(F.pad(memory, (0, 0, 0, 0, 0, spare)))
+        hidden = _carrying(hidden) if self.hidden_carries else hidden.detach()
+        return hidden, None if memory is None else _carrying(memory)
+
+    def _later(self, row: DeviceRow) -> tuple[Tensor, Tensor | None]:
+        """The same from what the previous stage sent."""
+        if self.architecture not in MEMORY:
+            return self._received, None
+        tokens = len(row.tokens_T) // self.slices
+        memory = -(-row.places.memory_tokens // self.slices)
+        hidden = self._received[:tokens]
+        return hidden if self.hidden_carries else hidden.detach(), self._received[tokens:tokens + memory]
+
+    def _with_memory(self, hidden: Tensor, memory: Tensor) -> Tensor:
+        """[hidden ; memory ; room left], one tensor of a fixed length."""
+        spare = self.memory_tokens // self.slices - len(memory)
+        return torch.cat((hidden, memory, memory.new_zeros(spare, *memory.shape[1:])))
 
     def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
         """Layer numbers are part of the names, so that any pipeline split may load them."""

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 
 from nvlm_train.errors import CheckpointError
+from nvlm_train.model.freeze import is_cross_attention
 from nvlm_train.model.init import place, shards
 
 
@@ -24,7 +25,8 @@ def _files(path: str) -> list[Path]:
 def load_component(stage, component: str, path: str | None) -> None:
     """Fill this rank's part of a component (`vision`, `language`, `connector`) from safetensors at `path`, in place.
 
-    Raises CheckpointError on a missing tensor or a wrong shape, with both shapes. No path: nothing happens.
+    Gated cross-attention keeps its initial values: a language model brings none. Raises CheckpointError on a missing tensor or a
+    wrong shape, with both shapes. No path: nothing happens.
     """
     if path is None or not hasattr(stage, component):
         return
@@ -33,7 +35,7 @@ def load_component(stage, component: str, path: str | None) -> None:
         handle = safe_open(file, "pt")
         handles.update(dict.fromkeys(handle.keys(), handle))
     for shard in shards(stage.sharded_state_dict()):
-        if not shard.key.startswith(component + "."):
+        if not shard.key.startswith(component + ".") or is_cross_attention(shard.key):
             continue
         if shard.key not in handles:
             raise CheckpointError(f"{path} lacks {shard.key!r}; it holds {len(handles)} tensors such as {sorted(handles)[:2]}")

@@ -9,12 +9,12 @@ A row of metrics.jsonl:
     tiles                           image tiles that were encoded
     step_s, data_wait_s             seconds of the whole step, and how much of it the slowest rank waited for data
     samples_per_s, tokens_per_s, padded_tokens_per_s    over step_s, all devices together
-    tflops                          useful TFLOP/s of each device: vit, connector, llm, total (see model/accounting)
+    tflops                          useful TFLOP/s of each device: vit, connector, llm, cross_attention, total (model/accounting)
     mfu                             useful FLOP/s over the dense bf16 datasheet peak; null on CPU
     source_losses                   source -> its weighted mean loss
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -23,6 +23,7 @@ import numpy as np
 from nvlm_train.config.schema import Run
 from nvlm_train.contracts import PackedBatch, Slot
 from nvlm_train.engine.interface import Engine
+from nvlm_train.geometry import geometry_of
 from nvlm_train.model.accounting import Parts, SampleWork, mfu, trained_components, useful_flops
 from nvlm_train.training.loop import StepDone
 
@@ -71,14 +72,15 @@ class Recorder:
                  flush_at: Callable[[int], bool], devices: int, peak: float | None) -> None:
         self._run, self._engine, self._sinks, self._checks = run, engine, sinks, checks
         self._flush_at, self._devices, self._peak = flush_at, devices, peak
-        self._trained = trained_components(run.train)
+        self._tile_tokens = geometry_of(run.model).tokens
+        self._trained = trained_components(run.model, run.train)
         self._waiting: list[tuple[StepDone, Share]] = []
 
     def on_start(self, step: int) -> None:
         self._waiting.clear()
 
     def on_step(self, done: StepDone) -> None:
-        work = (sample for row in done.batch.rows for sample in sample_work(row))
+        work = (sample for row in done.batch.rows for sample in sample_work(row, self._tile_tokens))
         flops = useful_flops(self._run.model, self._trained, work)
         self._waiting.append((done, Share(done.batch.slots, flops, done.data_wait_s)))
         if done.step % max(1, self._run.run.log_every) == 0 or done.report.skipped or self._flush_at(done.step):
@@ -105,15 +107,38 @@ class Recorder:
         self._waiting.clear()
 
 
-def sample_work(row: PackedBatch) -> Iterable[SampleWork]:
-    """Tokens, tiles and supervised tokens of each sample of a row, in row order."""
-    edges = row.cu_seqlens[: len(row.keys) + 1].numpy()
-    tiles = np.diff(np.searchsorted(row.tile_starts_n.numpy(), edges))
-    supervised = np.concatenate([[0], np.cumsum(row.loss_weights_T.numpy() > 0)])
-    return [
-        SampleWork(int(end - start), int(count), int(supervised[end] - supervised[start]))
-        for start, end, count in zip(edges[:-1], edges[1:], tiles)
-    ]
+def sample_work(row: PackedBatch, tile_tokens: int) -> list[SampleWork]:
+    """What each sample of a row asks of the model, in row order. tile_tokens: visual tokens of one tile."""
+    samples, edges = len(row.keys), row.cu_seqlens[: len(row.keys) + 1].numpy()
+
+    def per_sample(positions, amounts=None) -> np.ndarray:
+        at = np.searchsorted(edges, np.asarray(positions, dtype=np.int64), side="right") - 1
+        return np.bincount(at, amounts, minlength=samples).astype(np.int64)
+
+    in_memory = row.tile_starts_n.numpy() < 0
+    reads = row.reads_s4.numpy()
+    places, read = _tile_places(row.tile_starts_n.numpy(), reads)
+    tile_sizes = tile_tokens + (row.memory_tags_mG.numpy() >= 0).sum(1) if in_memory.any() else np.zeros(0, dtype=np.int64)
+    before = np.concatenate([[0], np.cumsum(tile_sizes)])
+    lengths = reads[:, 1] - reads[:, 0]
+    columns = (
+        np.diff(edges),
+        per_sample(places),
+        per_sample(np.flatnonzero(row.loss_weights_T.numpy() > 0)),
+        per_sample(places[in_memory][read], tile_sizes[read]),
+        per_sample(reads[:, 0], lengths),
+        per_sample(reads[:, 0], lengths * (before[reads[:, 3]] - before[reads[:, 2]])),
+    )
+    return [SampleWork(*map(int, numbers)) for numbers in zip(*columns, strict=True)]
+
+
+def _tile_places(tile_starts: np.ndarray, reads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(a row position in the sample of each tile, which of the memory tiles are read). A memory tile has no place of its own: its
+    first reader's stands for it, and the tile's before it if nobody reads it."""
+    places, memory = tile_starts.copy(), np.flatnonzero(tile_starts < 0)
+    for start, _, first, last in reads[::-1]:
+        places[memory[first:last]] = start
+    return np.maximum.accumulate(places.clip(min=0)), places[memory] >= 0
 
 
 def make_record(stage: str, done: StepDone, replicas: Sequence[Share], devices: int, peak: float | None) -> StepRecord:
@@ -130,7 +155,8 @@ def make_record(stage: str, done: StepDone, replicas: Sequence[Share], devices: 
         "tiles": report.tiles, "step_s": seconds, "data_wait_s": max(share.data_wait_s for share in replicas),
         "samples_per_s": used / seconds, "tokens_per_s": report.tokens / seconds,
         "padded_tokens_per_s": report.padded_tokens / seconds,
-        "tflops": {"vit": speed.vision, "connector": speed.connector, "llm": speed.language, "total": speed.total},
+        "tflops": {"vit": speed.vision, "connector": speed.connector, "llm": speed.language,
+                   "cross_attention": speed.cross_attention, "total": speed.total},
         "mfu": mfu(flops.total, seconds, devices, peak),
         "source_losses": {source: total / weight for source, (total, weight) in sorted(report.source_losses.items()) if weight},
     }

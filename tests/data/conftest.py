@@ -34,10 +34,10 @@ def tokenizer(tokenizer_file):
 
 @pytest.fixture
 def make_encoder(tokenizer):
-    """make_encoder(kind="1d", **data settings) -> Encoder of the small model."""
-    def make(kind="1d", **data):
+    """make_encoder(kind="1d", architecture="nvlm_d", tag_mask=True, **data settings) -> Encoder of the small model."""
+    def make(kind="1d", architecture="nvlm_d", tag_mask=True, **data):
         settings = {"max_tokens": 200, "pack_tokens": 256, "pack_tiles": 14, **data}
-        return Encoder(small_model(kind=kind), schema.Data(**settings), tokenizer)
+        return Encoder(small_model(architecture, tag_mask, kind=kind), schema.Data(**settings), tokenizer)
     return make
 
 

@@ -9,9 +9,10 @@ from nvlm_train.config import schema
 from nvlm_train.contracts import Sample, Turn
 
 
-def small_model(**tags) -> schema.Model:
-    """Tiles of 28 px in patches of 7: 4x4 patches, 4 tokens a tile after the 2x2 shuffle."""
-    return schema.Model(vision=schema.Vision(tile_size=28, patch=7), language=schema.Language(vocab=512), tags=schema.Tags(**tags))
+def small_model(architecture: str = "nvlm_d", tag_mask: bool = True, **tags) -> schema.Model:
+    """Tiles of 28 px in patches of 7: 4x4 patches, 4 tokens a tile after the 2x2 shuffle. Room for any tag in the memory."""
+    return schema.Model(architecture, vision=schema.Vision(tile_size=28, patch=7), language=schema.Language(vocab=512),
+                        cross_attention=schema.CrossAttention(tag_mask=tag_mask), tags=schema.Tags(**{"max_tokens": 40, **tags}))
 
 
 def picture(width: int, height: int, seed: int = 0) -> np.ndarray:

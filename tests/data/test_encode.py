@@ -6,6 +6,7 @@ from nvlm_train.config import schema
 from nvlm_train.contracts import Sample, Turn
 from nvlm_train.data.encode import Encoder
 from nvlm_train.data.images import image_size
+from nvlm_train.data.layout import ARCHITECTURES
 from nvlm_train.errors import ConfigError, DataError, SampleRefused
 
 WIDE, SQUARE = encoded(picture(56, 28)), encoded(picture(20, 20))   # grids 2x1 and 1x1 at 28 px
@@ -52,13 +53,15 @@ def test_tags_are_tokenised_alone(make_encoder):
 @pytest.mark.parametrize("format", ["chat", "pretrain"])
 @pytest.mark.parametrize("kind", ["none", "1d", "2d_grid", "2d_bbox"])
 @pytest.mark.parametrize("thumbnail", [True, False])
-def test_the_plan_is_exact(make_encoder, format, kind, thumbnail):
-    encoder = make_encoder(kind, format=format, thumbnail=thumbnail, max_tokens=400, pack_tokens=400)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_plan_is_exact(make_encoder, architecture, format, kind, thumbnail):
+    encoder = make_encoder(kind, architecture, format=format, thumbnail=thumbnail, max_tokens=400, pack_tokens=400)
     for one in make_samples(15):
         plan = encoder.plan(encoder.text_tokens(one.turns, len(one.images)), [image_size(image) for image in one.images])
         result = encoder.encode(one, plan)
         assert (result.length, len(result.tiles), len(result.tile_starts)) == (plan.tokens, plan.tiles, plan.tiles)
-        assert (result.tokens == encoder.tokenizer.image_id).sum() == 4 * plan.tiles
+        assert (result.tokens == encoder.tokenizer.image_id).sum() == 4 * (result.tile_starts >= 0).sum()
+        assert architecture != "nvlm_d" or (result.memory is None and (result.tile_starts >= 0).all())
         np.testing.assert_array_equal(result.tokens, encoder.encode(one).tokens)
 
 
@@ -149,3 +152,4 @@ def test_what_cannot_fit_together_is_refused_at_once(tokenizer):
     with pytest.raises(ConfigError) as caught:
         Encoder(broken, schema.Data(format="alpaca"), tokenizer)
     assert len(caught.value.problems) == 3 and "10 rows" in str(caught.value) and "alpaca" in str(caught.value)
+    assert "model.architecture is 'nvlm_y'; pictures can be laid out for nvlm_d, nvlm_x, nvlm_h" in str(caught.value)

@@ -49,7 +49,7 @@ def same(a, b) -> bool:
     if (a.step, a.cursor, list(a.slots), len(a.rows)) != (b.step, b.cursor, list(b.slots), len(b.rows)):
         return False
     return all(x.keys == y.keys and all(torch.equal(getattr(x, f), getattr(y, f)) for f in (
-        "tokens_T", "positions_T", "labels_T", "loss_weights_T", "cu_seqlens", "tiles_nCPP", "tile_starts_n"))
+        "tokens_T", "positions_T", "labels_T", "loss_weights_T", "cu_seqlens", "tiles_nCPP", "tile_starts_n", "reads_s4", "memory_tags_mG"))
         for x, y in zip(a.rows, b.rows, strict=True))
 
 

@@ -18,3 +18,10 @@ def test_preview_shows_what_is_learned_and_what_is_left_out(tmp_path, capsys):
 def test_preview_names_the_command_for_a_missing_index(tmp_path, capsys):
     assert data_prep(["preview", str(tmp_path)]) == 2
     assert f"python -m data_prep index {tmp_path}" in capsys.readouterr().err
+
+
+def test_preview_shows_what_another_models_tokens_read(tmp_path, capsys):
+    write_shards(tmp_path / "shown", [Sample("wide", "s", (encoded(picture(900, 450)),), conversation("What is it?", "A gradient."))])
+    for architecture, text in (("nvlm_x", "'<tile_2>'  (bound to tile 2)"), ("nvlm_h", "memory   tile 2, after its tag '<tile_2>'")):
+        assert data_prep(["preview", str(tmp_path / "shown"), "--architecture", architecture]) == 0
+        assert text in capsys.readouterr().out

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from fakes import LookupEngine, Meeting
 
+from data_prep import tiny_data
+from nvlm_train.config import schema
 from nvlm_train.contracts import EncodedSample
+from nvlm_train.data.encode import Encoder
+from nvlm_train.data.packing import pack_row
 from nvlm_train.data.tokenizer import load_tokenizer
 from nvlm_train.errors import DataError
 from nvlm_train.evaluation.generate import generate
@@ -97,3 +101,36 @@ def test_no_prompts_and_no_call():
 def test_a_prompt_that_cannot_fit_is_refused_with_both_numbers():
     with pytest.raises(DataError, match="p8: 29 tokens and 2 tiles, with 20 new tokens.* 48 tokens"):
         run(LookupEngine(script), row_tokens=48)
+
+
+def reads_of(row, sample) -> list[list[int]]:
+    """Who reads what in one sample of a row, its own tokens and memory tiles counted from 0."""
+    start, end = row.cu_seqlens[sample:sample + 2].tolist()
+    inside = [entry for entry in row.reads_s4.tolist() if start <= entry[0] < end]
+    assert all(entry[1] <= end for entry in inside)
+    base = min((entry[2] for entry in inside), default=0)
+    return [[first - start, last - start, tile - base, after - base] for first, last, tile, after in inside]
+
+
+@pytest.mark.parametrize("architecture", ["nvlm_x", "nvlm_h"])
+def test_an_answer_keeps_reading_the_tiles_of_its_prompt(architecture):
+    """Every written token reads what the prompt's last one does, and the row is that of the answer encoded as a sample."""
+    model = schema.Model(architecture, vision=schema.Vision(tile_size=32, patch=8))
+    encoder = Encoder(model, schema.Data(max_tokens=300, pack_tokens=700, pack_tiles=30), TOKENIZER)
+    prompts = [encoder.encode_prompt(sample, reserve=4) for sample in list(tiny_data.samples("sft"))[:8]]
+    engine = LookupEngine(lambda tokens: 500)
+    assert generate(engine, TOKENIZER, prompts, 4, 700, 30, 32) == [[500] * 4] * 8
+
+    by_key = {prompt.key: prompt for prompt in prompts}
+    lengths, with_memory = {key: set() for key in by_key}, 0
+    for row in engine.rows:
+        assert int((row.tile_starts_n < 0).sum()) == len(row.memory_tags_mG)
+        for number, key in enumerate(row.keys):
+            length = int(row.cu_seqlens[number + 1] - row.cu_seqlens[number])
+            lengths[key].add(length - by_key[key].length)
+            m = 0 if by_key[key].memory is None else len(by_key[key].memory.seen_from_m)
+            alone = reads_of(pack_row([by_key[key]], 700, TOKENIZER.pad_id, 32), 0)
+            expected = [*alone[:-1], [alone[-1][0], length, 0, m]] if m else []
+            assert reads_of(row, number) == expected
+            with_memory += m > 0
+    assert set(map(frozenset, lengths.values())) == {frozenset(range(4))} and with_memory >= 16

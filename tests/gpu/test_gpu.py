@@ -33,7 +33,7 @@ def test_bf16_training_on_the_gpu_follows_fp32(tmp_path):
         out = tmp_path / f"{dtype}.json"
         done = launch(PARITY, 1, out, "nvlm_d_tiny", 20, f"model.dtype={dtype}", folder=tmp_path, timeout=300)
         assert done.returncode == 0, done.output[-3000:]
-        curves[dtype] = json.loads(out.read_text())
+        curves[dtype] = json.loads(out.read_text())["nvlm_d_tiny"]
     for stage, expected in curves["fp32"].items():
         assert expected[-1]["loss"] < expected[0]["loss"]
         for a, b in zip(expected, curves["bf16"][stage], strict=True):

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from nvlm_train.config.schema import Connector, Language, Model, Train, Vision
+from nvlm_train.config.schema import Connector, CrossAttention, Language, Model, Train, Vision
 from nvlm_train.model.accounting import Parts, SampleWork, mfu, parameters, peak_flops, trained_components, useful_flops
 
 NVLM_72B = Model()
@@ -14,6 +16,8 @@ TINY = Model(
     connector=Connector(hidden=6),
     language=Language(layers=1, hidden=4, heads=2, kv_heads=1, head_dim=2, ffn=8, vocab=16, qkv_bias=False),
 )
+TINY_X = replace(TINY, architecture="nvlm_x", language=replace(TINY.language, layers=4), cross_attention=CrossAttention(every=2))
+TINY_H = replace(TINY_X, architecture="nvlm_h")
 
 
 def test_parameters_of_the_papers_models():
@@ -32,6 +36,36 @@ def test_parameters_of_well_known_small_models_are_exact():
     assert parameters(SMALL).vision == 304_012_288
 
 
+@pytest.mark.parametrize("language, every, attention, with_ffn, linear", [
+    (YI_34B, 6, 1.17e9, 6.5e9, 92e6), (Language(), 8, 1.51e9, 10.0e9, 105e6),
+])
+def test_parameters_of_the_papers_cross_attention(language, every, attention, with_ffn, linear):
+    """Ten layers in both sizes. Bounds of what the paper leaves open: grouped queries alone; full heads and a feed-forward."""
+    cross = CrossAttention(every=every)
+    slim = Model(architecture="nvlm_x", language=language, connector=Connector(layers=1), cross_attention=cross)
+    full = replace(slim, cross_attention=CrossAttention(every=every, kv_heads=language.heads, ffn=language.ffn))
+    assert parameters(slim).cross_attention == pytest.approx(attention, rel=5e-3)
+    assert parameters(full).cross_attention == pytest.approx(with_ffn, rel=1e-2)
+    assert parameters(slim).connector == pytest.approx(linear, rel=5e-3)
+    assert parameters(slim).language == parameters(replace(slim, architecture="nvlm_d")).language
+    assert parameters(replace(slim, architecture="nvlm_d")).cross_attention == 0
+    assert parameters(replace(slim, architecture="nvlm_h")) == parameters(slim)
+
+
+def test_parameters_of_cross_attention_by_hand():
+    """Two layers: width 4, two query heads and one key head of 2, a norm and a gate; then everything that can be added."""
+    assert parameters(TINY_X).cross_attention == 2 * (4 * 4 + 2 * 4 * 2 + 4 * 4 + 4 + 1)
+    more = CrossAttention(layers=(3,), heads=4, kv_heads=2, qk_norm=True, ffn=6)
+    assert parameters(replace(TINY_X, cross_attention=more)).cross_attention == (
+        (4 * 8 + 2 * 4 * 4 + 8 * 4 + 4 + 1) + 2 * 2 + (3 * 4 * 6 + 4 + 1))
+
+
+def test_parameters_of_the_resampler_by_hand():
+    resampled = replace(TINY, connector=Connector(hidden=6, resampler_tokens=3, resampler_layers=2))
+    layer = 4 * 16 + (4 * 16 + 16 * 4) + 3 * (4 + 4)
+    assert parameters(resampled).connector - parameters(TINY).connector == 3 * 4 + 2 * layer + (4 + 4)
+
+
 def test_parameters_by_hand():
     vision = (3 * 4 * 4 + 4) + 5 * 4 + 4 + (4 * 16 + 4) + (2 * 4 * 8 + 8 + 4) + 2 * 4
     connector = 2 * 16 + 16 * 6 + 6 * 4
@@ -46,6 +80,61 @@ def test_flops_by_hand_with_everything_frozen_but_the_connector():
     assert found.connector == 2 * (16 * 6 * 2 + 6 * 4 * 3), "no input gradient below the first linear"
     linears, attention = 5 * 2 * (4 * (2 + 2 + 1 + 1) * 2 + 3 * 4 * 8), 4 * 15 * 4
     assert found.language == (linears + 2 * 2 * 4 * 16) * 2 + attention * 3
+
+
+TINY_READS = SampleWork(5, 2, 2, memory_tokens=2, readers=3, pairs=5)
+# Forward operations of TINY_X on it: a layer's attention and feed-forward matrices, logits, causal attention.
+PROJECTIONS, MLP, LOGITS, CAUSAL = 5 * 2 * 4 * (2 + 2 + 1 + 1) * 2, 5 * 2 * 3 * 4 * 8, 2 * 2 * 4 * 16, 4 * 15 * 4
+# And of one cross-attention: three readers' queries or outputs, keys and values of two memory tokens, five pairs.
+QUERIES, KEYS, PAIRS = 3 * 2 * 4 * 4, 2 * 2 * 4 * (2 + 2), 4 * 5 * 4
+
+
+def test_flops_of_x_by_hand_with_a_frozen_language_model():
+    """Cross-attention in the second and fourth of four layers: nothing under the first one is gone back through."""
+    found = useful_flops(TINY_X, {"connector", "cross_attention"}, [TINY_READS])
+    assert found.language == PROJECTIONS * (4 + 2) + MLP * (4 + 3) + LOGITS * 2 + CAUSAL * (4 + 2 * 2)
+    assert found.cross_attention == 2 * (QUERIES * 3 + KEYS * 3 + PAIRS * 3) + QUERIES * (2 + 3), "nothing is under the first"
+    assert found.vision == 2 * useful_flops(TINY, {"connector"}, [SampleWork(5, 1, 2)]).vision
+    assert found.connector == 2 * useful_flops(TINY, {"connector"}, [SampleWork(5, 1, 2)]).connector
+
+
+def test_flops_of_h_by_hand_with_a_frozen_language_model():
+    """The thumbnail is in the sequence, so gradients go down to the first layer; not if only cross-attention is trained."""
+    found = useful_flops(TINY_H, {"connector", "cross_attention"}, [TINY_READS])
+    assert found.language == (4 * (PROJECTIONS + MLP) + LOGITS) * 2 + 4 * CAUSAL * 3
+    assert found.cross_attention == 2 * 3 * (2 * QUERIES + KEYS + PAIRS)
+    alone = useful_flops(TINY_H, {"cross_attention"}, [TINY_READS])
+    assert alone.language == PROJECTIONS * (4 + 2) + MLP * (4 + 3) + LOGITS * 2 + CAUSAL * (4 + 2 * 2)
+    assert alone.cross_attention == 2 * (QUERIES * 3 + KEYS * 2 + PAIRS * 3) + QUERIES * (2 + 3)
+
+
+@pytest.mark.parametrize("model", [TINY_X, TINY_H])
+def test_a_trained_language_model_costs_three_times_its_forward(model):
+    forward = useful_flops(model, (), [TINY_READS])
+    assert forward.language == 4 * (PROJECTIONS + MLP + CAUSAL) + LOGITS
+    assert forward.cross_attention == 2 * (2 * QUERIES + KEYS + PAIRS)
+    found = useful_flops(model, {"connector", "language", "cross_attention"}, [TINY_READS])
+    assert (found.language, found.cross_attention) == (3 * forward.language, 3 * forward.cross_attention)
+
+
+def test_text_reads_nothing_and_pays_only_for_a_feed_forward_of_cross_attentions_own():
+    text, trained = [SampleWork(5, 0, 2)], {"connector", "cross_attention"}
+    assert useful_flops(TINY_X, trained, text) == Parts(language=4 * (PROJECTIONS + MLP + CAUSAL) + LOGITS)
+    fed = replace(TINY_X, cross_attention=CrossAttention(every=2, ffn=6))
+    found, matrix = useful_flops(fed, trained, text), 5 * 2 * 4 * 6
+    assert found.cross_attention == matrix * (2 + 2 + 3) + matrix * (3 + 3 + 3)
+    assert found.language == PROJECTIONS * (4 + 2) + MLP * (4 + 3) + LOGITS * 2 + CAUSAL * (4 + 2 * 2)
+    assert useful_flops(fed, (), text).cross_attention == 2 * 3 * matrix
+
+
+def test_flops_of_the_resampler_by_hand():
+    """Three learned queries read one tile token and each other, twice; the linears before it see the one token."""
+    resampled = replace(TINY, connector=Connector(hidden=6, resampler_tokens=3, resampler_layers=2))
+    work = [SampleWork(5, 1, 2)]
+    linears, attention = 2 * 16 * (3 + 4 + 4 + 3) + 2 * 3 * (4 * 16 + 16 * 4), 4 * 3 * 4 * 4
+    for trained, times in (((), 1), ({"vision"}, 2), ({"connector"}, 3)):
+        more = useful_flops(resampled, trained, work).connector - useful_flops(TINY, trained, work).connector
+        assert more == 2 * (linears * times + attention * (3 if trained else 1))
 
 
 def peer_formula(samples, backward):
@@ -98,7 +187,17 @@ def test_packing_does_not_change_the_count():
     (("*.bias",), {"vision", "connector", "language"}), (("languages",), set()),
 ])
 def test_trained_components_of_patterns(patterns, expected):
-    assert trained_components(Train(trainable=patterns)) == expected
+    assert trained_components(TINY, Train(trainable=patterns)) == expected
+
+
+@pytest.mark.parametrize("patterns, expected", [
+    (("cross_attention",), {"cross_attention"}), (("language",), {"language", "cross_attention"}),
+    (("*",), {"vision", "connector", "language", "cross_attention"}),
+    (("connector", "cross_attention"), {"connector", "cross_attention"}),
+    (("language.*.cross_attention.gate",), {"cross_attention"}), (("language.*.cross_attn_bda.*",), {"cross_attention"}),
+])
+def test_cross_attention_is_trained_by_name_or_with_its_language_model(patterns, expected):
+    assert trained_components(TINY_X, Train(trainable=patterns)) == expected
 
 
 @pytest.mark.parametrize("device, peak", [

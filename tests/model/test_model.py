@@ -22,10 +22,6 @@ def facts(tmp_path_factory):
     return json.loads((folder / "facts.json").read_text())
 
 
-def test_packed_samples_are_isolated_bit_for_bit(facts):
-    assert facts["isolation"] == {"neighbour_equal": True, "own_changed": True, "before_change_equal": True}
-
-
 def test_a_tile_is_seen_from_its_first_token_on(facts):
     assert facts["image_tokens"]["first_changed"] == 200
 

@@ -1,24 +1,16 @@
 """Prints the table of layouts once all of them have run."""
 
-import pytest
-
-ROWS = pytest.StashKey()
+COLUMNS = "parity"
 
 
-def pytest_configure(config):
-    config.stash[ROWS] = []
-
-
-@pytest.fixture
-def table(request):
-    """A list of rows (recipe, layout, stage, steps, loss difference, gradient-norm difference) to be printed at the end."""
-    return request.config.stash[ROWS]
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    rows = config.stash.get(ROWS, [])
-    if rows:
-        terminalreporter.section("parity: largest relative difference to one process over all steps")
-        terminalreporter.line(f"{'recipe':<16}{'layout':<26}{'stage':<10}{'steps':>6}{'loss':>12}{'grad norm':>12}")
-        for recipe, layout, stage, steps, loss, norm in rows:
-            terminalreporter.line(f"{recipe:<16}{layout:<26}{stage:<10}{steps:>6}{loss:>12.1e}{norm:>12.1e}")
+def pytest_terminal_summary(terminalreporter):
+    rows = [row for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+            for name, row in report.user_properties if name == COLUMNS and report.when == "call"]
+    if not rows:
+        return
+    terminalreporter.section("parity: largest relative difference to one process over all steps")
+    parts = ["loss", "grad_norm", "connector", "cross-attention", "gates"]
+    terminalreporter.line(f"{'recipe':<16}{'layout':<26}{'stage':<10}{'steps':>6}" + "".join(f"{part:>17}" for part in parts))
+    for row in rows:
+        numbers = "".join(f"{row[part]:>17.1e}" if part in row else " " * 17 for part in parts)
+        terminalreporter.line(f"{row['recipe']:<16}{row['layout']:<26}{row['stage']:<10}{row['steps']:>6}{numbers}")

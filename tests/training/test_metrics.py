@@ -2,9 +2,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from training_fakes import MODEL, Collector, FakeEngine, make_batches, make_row, make_run, with_run
 
-from nvlm_train.contracts import Slot
+from nvlm_train.config.schema import CrossAttention
+from nvlm_train.contracts import Slot, StepBatch
 from nvlm_train.model.accounting import Parts, SampleWork, useful_flops
 from nvlm_train.training.logs import METRICS, SAMPLES, Logs, read_rows
 from nvlm_train.training.loop import train
@@ -18,8 +20,27 @@ def record_run(run, engine, sinks, checks=(), flush_at=lambda step: False, devic
 
 def test_work_of_a_row_is_counted_per_sample():
     row = make_row(lengths=(6, 4, 3), tiles=((0, 2), (), (1,)), supervised=2)
-    assert sample_work(row) == [SampleWork(6, 2, 2), SampleWork(4, 0, 2), SampleWork(3, 1, 2)]
-    assert sample_work(make_row(lengths=(), tiles=())) == []
+    assert sample_work(row, 4) == [SampleWork(6, 2, 2), SampleWork(4, 0, 2), SampleWork(3, 1, 2)]
+    assert sample_work(make_row(lengths=(), tiles=()), 4) == []
+
+
+def test_memory_tiles_count_for_the_sample_that_reads_them():
+    """Two tiles in memory and one in the sequence; text alone; a memory tile that nobody reads, one bound to one token."""
+    row = replace(
+        make_row(lengths=(6, 4, 3), tiles=((0, 1, 2), (), (0, 1)), supervised=1),
+        tile_starts_n=torch.tensor([-1, -1, 1, -1, -1]),
+        reads_s4=torch.tensor([[1, 3, 0, 1], [3, 6, 0, 2], [11, 12, 2, 3]]),
+        memory_tags_mG=torch.tensor([[7, 7, 7], [7, 7, -1], [-1, -1, -1], [7, -1, -1]]),
+    )
+    first = SampleWork(6, 3, 1, memory_tokens=7 + 6, readers=2 + 3, pairs=2 * 7 + 3 * 13)
+    last = SampleWork(3, 2, 1, memory_tokens=4, readers=1, pairs=1 * 4)
+    assert sample_work(row, 4) == [first, SampleWork(4, 0, 1), last]
+
+
+def test_untagged_memory_is_its_visual_tokens():
+    row = replace(make_row(lengths=(5,), tiles=((0,),)), tile_starts_n=torch.tensor([-1]), reads_s4=torch.tensor([[1, 5, 0, 1]]),
+                  memory_tags_mG=torch.zeros(1, 0, dtype=torch.long))
+    assert sample_work(row, 4) == [SampleWork(5, 1, 2, memory_tokens=4, readers=4, pairs=16)]
 
 
 def test_a_row_of_figures_adds_up():
@@ -34,12 +55,27 @@ def test_a_row_of_figures_adds_up():
     assert row["samples_per_s"] * row["step_s"] == pytest.approx(1)
     assert 0 <= row["data_wait_s"] <= row["step_s"]
     assert row["source_losses"] == {"a": 1.0}
-    flops = useful_flops(MODEL, {"connector"}, sample_work(make_row()))
+    flops = useful_flops(MODEL, {"connector"}, sample_work(make_row(), 4))
     assert row["tflops"]["total"] * row["step_s"] * 2e12 == pytest.approx(flops.total)
     assert row["tflops"]["vit"] * row["step_s"] * 2e12 == pytest.approx(flops.vision)
     assert row["mfu"] * row["step_s"] * 2e9 == pytest.approx(flops.total)
     assert [(slot.n, slot.refused) for slot in slots] == [(0, None), (1, "too_long")]
     assert sink.closed
+
+
+def test_cross_attention_is_counted_apart():
+    model = replace(MODEL, architecture="nvlm_x", cross_attention=CrossAttention(every=2))
+    run, sink = make_run(steps=1, model=model), Collector()
+    row = replace(make_row(), tile_starts_n=torch.tensor([-1]), reads_s4=torch.tensor([[1, 6, 0, 1]]),
+                  memory_tags_mG=torch.zeros(1, 0, dtype=torch.long))
+    batch = StepBatch(1, [row], [Slot(0, "s0", "a")], 2)
+    train(run, FakeEngine(), [batch], [Recorder(run, FakeEngine(), [sink], (), lambda step: False, 1, None)])
+    work = [SampleWork(6, 1, 2, memory_tokens=4, readers=5, pairs=20), SampleWork(4, 0, 2)]
+    found, expected = sink.records[0].row, useful_flops(run.model, {"connector"}, work)
+    assert found["tflops"]["cross_attention"] * found["step_s"] * 1e12 == pytest.approx(expected.cross_attention)
+    assert expected.cross_attention > 0
+    assert sum(found["tflops"][part] for part in ("vit", "connector", "llm", "cross_attention")) == pytest.approx(
+        found["tflops"]["total"])
 
 
 def test_replicas_are_joined_and_model_parallel_ranks_count_once():
@@ -51,7 +87,7 @@ def test_replicas_are_joined_and_model_parallel_ranks_count_once():
     record = sink.records[0]
     assert [slot.n for slot in record.slots] == [0, 1, 2, 3]
     assert (record.row["samples"], record.row["refused"], record.row["data_wait_s"]) == (3, 1, 0.25)
-    own = useful_flops(MODEL, {"connector"}, sample_work(make_row()))
+    own = useful_flops(MODEL, {"connector"}, sample_work(make_row(), 4))
     assert record.row["tflops"]["total"] * record.row["step_s"] * 4e12 == pytest.approx(own.total + 6e6)
     assert record.row["mfu"] is None
 

@@ -2,15 +2,17 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
-from training_fakes import FakeEngine, make_batches, make_run, with_run
+from training_fakes import MODEL, FakeEngine, make_batches, make_run, with_run
 
 from nvlm_train.config.dump import to_yaml
+from nvlm_train.config.schema import CrossAttention
 from nvlm_train.training.hooks import Validation
-from nvlm_train.training.logs import Logs
+from nvlm_train.training.logs import METRICS, Logs, read_rows
 from nvlm_train.training.loop import train
 from nvlm_train.training.metrics import Recorder
 from nvlm_train.training.report import write_predictions, write_report
@@ -85,6 +87,17 @@ def test_it_holds_figures_curves_of_both_stages_and_the_configuration(trained):
     validation = next(series for series in charts["Loss"] if series["name"] == "validation")
     assert [(x, shown) for x, _, _, shown in validation["points"]] == [(2, "1.00"), (4, "1.00")]
     assert "global_batch: 2" in "".join(page.text)
+
+
+def test_cross_attention_is_told_where_there_is_some(tmp_path, trained):
+    assert "Cross-attention" not in read(trained)
+    run = make_run(tmp_path, steps=1, model=replace(MODEL, architecture="nvlm_x", cross_attention=CrossAttention(every=2)))
+    (tmp_path / "config.yaml").write_text(to_yaml([run]))
+    work = {"vit": 3.0, "connector": 0.0, "llm": 6.0, "cross_attention": 1.0, "total": 10.0}
+    (tmp_path / METRICS).write_text(json.dumps(read_rows(tmp_path / METRICS)[-1] | {"tflops": work}) + "\n")
+    text = " ".join(" ".join(Page(read(tmp_path)).text).split())
+    assert "NVLM-X" in text and "785 cross-attention" in text, "one layer: 16 x (16 + 8 + 8 + 16), a norm of 16 and a gate"
+    assert "Cross-attention 10.0%" in text and "Language model 60.0%" in text
 
 
 def test_it_fetches_nothing_and_runs_nothing_foreign(trained):

@@ -15,6 +15,7 @@ import pytest
 from nvlm_train.config.compose import compose
 from nvlm_train.errors import TrainingError
 from nvlm_train.model.accounting import parameters
+from nvlm_train.model.freeze import is_cross_attention
 from nvlm_train.parallel import groups
 from nvlm_train.training.logs import read_rows
 from nvlm_train.training.preemption import Preempted
@@ -118,11 +119,12 @@ def test_init_takes_the_weights_of_another_run(tmp_path, said):
     assert [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
-@pytest.mark.parametrize("recipe", ["nvlm_d_tiny", "nvlm_d_tiny_6b"])
+@pytest.mark.parametrize("recipe", [
+    "nvlm_d_tiny", "nvlm_d_tiny_6b", "nvlm_x_tiny", "nvlm_h_tiny", "flamingo_tiny", "llama3v_tiny"])
 def test_accounting_counts_the_parameters_that_the_model_has(recipe, tmp_path):
     run = compose([f"recipe={recipe}", "stage=sft", f"run.dir={tmp_path}", "run.device=cpu"])[0]
     with closing(build_engine(run)) as engine:
         found = Counter()
         for name, parameter in engine.stages()[0].named_parameters():
-            found[name.split(".")[0]] += parameter.numel()
-    assert found == asdict(parameters(run.model))
+            found["cross_attention" if is_cross_attention(name) else name.split(".")[0]] += parameter.numel()
+    assert found == Counter(asdict(parameters(run.model)))

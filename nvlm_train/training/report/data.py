@@ -15,7 +15,8 @@ from nvlm_train.training.progress import duration, human
 from nvlm_train.training.report.charts import Chart, Series, smooth
 
 STAGE_NAMES = {"pretrain": "Pretraining", "sft": "Supervised fine-tuning"}
-PARTS = (("vit", "Vision encoder", 1), ("connector", "Connector", 2), ("llm", "Language model", 3))
+PARTS = (("vit", "Vision encoder", 1), ("connector", "Connector", 2), ("llm", "Language model", 3),
+         ("cross_attention", "Cross-attention", 4))
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,12 @@ def _subtitle(runs: Sequence[Run]) -> str:
     run = runs[-1]
     sizes = parameters(run.model)
     layout = run.layout
+    crossing = f", {human(sizes.cross_attention)} cross-attention" if sizes.cross_attention else ""
     names = {"nvlm_d": "NVLM-D", "nvlm_x": "NVLM-X", "nvlm_h": "NVLM-H"}
     return (
         f"{names.get(run.model.architecture, run.model.architecture)} · recipe {run.recipe} · {human(sizes.total)} parameters "
-        f"({human(sizes.vision)} vision encoder, {human(sizes.connector)} connector, {human(sizes.language)} language model) · "
-        f"tensor {layout.tensor} × pipeline {layout.pipeline}"
+        f"({human(sizes.vision)} vision encoder, {human(sizes.connector)} connector, {human(sizes.language)} language model"
+        f"{crossing}) · tensor {layout.tensor} × pipeline {layout.pipeline}"
     )
 
 
@@ -166,7 +168,7 @@ def _stage(name: str, rows: Sequence[dict], validations: Sequence[dict]) -> Stag
             Series("filled", smooth(_points(rows, "fill")), 3),
             Series("waiting", smooth(_points(rows, _waiting)), 2),
         ], lambda v: f"{v:.0%}", zero=True, top=1.0),
-        parts=[(title, work[part], colour) for part, title, colour in PARTS],
+        parts=[(title, work[part], colour) for part, title, colour in PARTS if work[part]],
     )
 
 
