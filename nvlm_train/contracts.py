@@ -46,6 +46,8 @@ class TileMemory:
     Its m tiles are those whose `tile_starts` is -1, in tile order. A token reads every tile that it comes after, or, if it is
     bound to one tile, that tile only.
 
+    Both kinds of positions ascend with the tiles.
+
     seen_from_m: int64, position in the sample from which on its tokens read the tile, up to the sample's end
     bound_m2:    int64, [start, end) of the tokens that read this tile and no other (NVLM-X's tag); start = end: there are none
     tags_mG:     int64, the tag that stands before the tile's tokens in the memory (NVLM-H), padded with -1 to the longest, G

@@ -25,7 +25,7 @@ class Vision:
     layer_scale: bool = True
     layer_scale_init: float = 0.1
     final_norm: bool = False
-    weights: str | None = None  # safetensors file or folder of a pretrained encoder
+    weights: str | None = None  # a pretrained encoder: safetensors file or folder, or a checkpoint of any architecture
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Language:
     norm_eps: float = 1e-6
     qkv_bias: bool = True
     tie_embeddings: bool = False
-    weights: str | None = None  # safetensors file or folder of a pretrained model
+    weights: str | None = None  # a pretrained model: as above
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ from nvlm_train.engine.manifest import Manifest, differences, problem_with_file,
 from nvlm_train.engine.sharded_read import mismatches, read_state, wanted_contents
 from nvlm_train.engine.sharded_write import ShardedWrite, size_of
 from nvlm_train.errors import CheckpointError, NvlmError, TrainingError
+from nvlm_train.model.freeze import is_cross_attention, matches
 
-__all__ = ["CheckpointStore", "SaveFacts", "load", "resolve"]
+__all__ = ["CheckpointStore", "SaveFacts", "load", "load_backbone", "resolve"]
 BEST = "best.json"
 VALIDATION_LOSS = "validation_loss"     # in SaveFacts.extra: makes the checkpoint a candidate for the best
 _log = logging.getLogger(__name__)
@@ -280,10 +281,41 @@ def load(path: Path, engine: Engine, expected_fingerprint: Mapping[str, Any], mo
     return manifest
 
 
+def load_backbone(path: Path, engine: Engine, component: str, expected_fingerprint: Mapping[str, Any]) -> None:
+    """Fill `vision` or `language` from a checkpoint of any architecture; everything else keeps its values. A collective.
+
+    A language model comes without its gated cross-attention. path, expected_fingerprint: as for `load`; only the component's own
+    facts (and the tokenizer, for `language`) must agree. Raises CheckpointError on every rank.
+    """
+    def own(facts: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in facts.items()
+                if name.startswith(f"{component}.") or (name == "tokenizer" and component == "language")}
+
+    def chosen(keys: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in keys.items() if matches(component, key) and not is_cross_attention(key)}
+
+    def read_manifest() -> Manifest:
+        manifest = Manifest.read(Path(path))
+        if found := differences(own(manifest.fingerprint), own(expected_fingerprint)):
+            raise CheckpointError("\n  ".join([f"{path} holds another {component} component:", *found]))
+        if problem := manifest.problem_with_files(Path(path)):
+            raise CheckpointError(problem)
+        return manifest
+
+    manifest = on_main(engine, f"reading {path}", read_manifest, CheckpointError)
+    _verify_files(engine, Path(path), manifest)
+    state = engine.sharded_state(loading=True, optimizer=False)
+    wanted = wanted_contents(engine, state)["model"]
+    if problems := mismatches({"model": chosen(manifest.contents["model"])}, {"model": chosen(wanted)}, (), casts=True):
+        raise CheckpointError("\n  ".join([f"{path} does not fit this model's {component} component:", *problems]))
+    engine.load_state(read_state(engine, Path(path), state, set(wanted) - set(chosen(wanted))))
+
+
 def _checked_manifest(path: Path, expected_fingerprint: Mapping[str, Any]) -> Manifest:
     manifest = Manifest.read(path)
     if found := differences(manifest.fingerprint, expected_fingerprint):
-        raise CheckpointError("\n  ".join(["it is a checkpoint of another model:", *found]))
+        way_out = f"Its backbones can be taken where their own sizes agree: model.vision.weights={path} model.language.weights={path}"
+        raise CheckpointError("\n  ".join(["it is a checkpoint of another model:", *found, way_out]))
     if problem := manifest.problem_with_files(path):
         raise CheckpointError(problem)
     return manifest

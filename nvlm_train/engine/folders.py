@@ -85,6 +85,15 @@ def resolve(path_like: str | os.PathLike) -> Path:
                           f"({', '.join(STAGES)}) and in its checkpoints/ folder")
 
 
+def is_checkpoint(path_like: str | os.PathLike) -> bool:
+    """Whether a path is a run, a stage or a step folder with a complete checkpoint, rather than a file or other folder."""
+    try:
+        resolve(path_like)
+    except CheckpointError:
+        return False
+    return True
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nvlm_train import __version__
+from nvlm_train.config.layers import cross_layers
 from nvlm_train.config.schema import Run
 from nvlm_train.errors import CheckpointError
 
@@ -137,6 +138,12 @@ def fingerprint(run: Run, tokenizer_sha256: str) -> dict[str, Any]:
     parts = {"vision": model.vision, "connector": model.connector, "language": model.language}
     flat = {f"{part}.{name}": value for part, settings in parts.items()
             for name, value in dataclasses.asdict(settings).items() if name not in ("weights", "layer_scale_init")}
+    if not model.connector.resampler_tokens:
+        flat = {name: value for name, value in flat.items() if "resampler" not in name}
+    cross = model.cross_attention
+    if reading := cross_layers(model):
+        flat["cross_attention.layers"] = list(reading)
+        flat |= {f"cross_attention.{name}": getattr(cross, name) for name in ("heads", "kv_heads", "qk_norm", "ffn")}
     return {"architecture": model.architecture, **flat, "tokenizer": tokenizer_sha256}
 
 

@@ -11,6 +11,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from nvlm_train.config.schema import Run
 from nvlm_train.contracts import PackedBatch, StepBatch, StepReport
 from nvlm_train.engine.feed import shared
+from nvlm_train.engine.folders import is_checkpoint
 from nvlm_train.engine.optimizer import build_optimizer, set_rates, update
 from nvlm_train.geometry import geometry_of
 from nvlm_train.model.freeze import refuse_unmatched, set_trainable
@@ -63,7 +64,9 @@ class MegatronEngine:
             stage = Nvlm(run.model, layout, self.dtype, kernels, first, last, vp_stage, self._memory_tokens)
             initialise(stage, run.model, run.train.seed)
             for component in ("vision", "language"):
-                load_component(stage, component, getattr(run.model, component).weights)
+                path = getattr(run.model, component).weights
+                if path is not None and not is_checkpoint(path):    # a checkpoint needs all ranks: whoever starts the run loads it
+                    load_component(stage, component, path)
             stages.append(stage)
         names = self._set_trainable(stages)
         self.config = stages[0].config

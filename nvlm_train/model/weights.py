@@ -18,7 +18,8 @@ def _files(path: str) -> list[Path]:
     where = Path(path).expanduser()
     found = sorted(where.glob("*.safetensors")) if where.is_dir() else [where] if where.is_file() else []
     if not found:
-        raise CheckpointError(f"no safetensors at {where}: give a .safetensors file or a folder that holds some")
+        raise CheckpointError(f"no safetensors at {where}: give a .safetensors file, a folder that holds some, or a "
+                              "complete checkpoint (run, stage or step folder)")
     return found
 
 

@@ -19,7 +19,8 @@ from nvlm_train.config.schema import Run
 from nvlm_train.data.loader import build_loader, validation_rows
 from nvlm_train.data.tokenizer import Tokenizer, load_tokenizer
 from nvlm_train.engine.agree import on_every_rank, on_main
-from nvlm_train.engine.checkpoint import VALIDATION_LOSS, CheckpointStore, SaveFacts, load
+from nvlm_train.engine.checkpoint import VALIDATION_LOSS, CheckpointStore, SaveFacts, load, load_backbone, resolve
+from nvlm_train.engine.folders import is_checkpoint
 from nvlm_train.engine.interface import Engine
 from nvlm_train.engine.manifest import Manifest, fingerprint
 from nvlm_train.errors import ConfigError, DataError, TrainingError
@@ -79,11 +80,21 @@ def _train_stage(runs: Sequence[Run], run: Run, start: Start, engine_of: Callabl
         log.info(start.told(run))
         if start.checkpoint is not None:
             load(start.checkpoint, engine, fingerprint(run, tokenizer.fingerprint), model_only=not start.resumed)
+        else:
+            _load_backbones(run, engine, fingerprint(run, tokenizer.fingerprint))
         _rewind(runs, run, start, engine, store)
         with _open_data(run, tokenizer, engine, start) as loader:
             order = loader.order.fingerprint if loader is not None else ""
             on_main(engine, f"resuming {run.stage}", lambda: _refuse_another_order(start, order), ConfigError)
             train(run, engine, engine.shared(loader), _hooks(runs, run, start, engine, tokenizer, store, order), start.step)
+
+
+def _load_backbones(run: Run, engine: Engine, own: dict) -> None:
+    """Vision encoder and language model out of checkpoints of ours, of whatever architecture; files of weights the engine read."""
+    for component in ("vision", "language"):
+        weights = getattr(run.model, component).weights
+        if weights is not None and is_checkpoint(weights):
+            load_backbone(resolve(weights), engine, component, own)
 
 
 def _open_data(run: Run, tokenizer: Tokenizer, engine: Engine, start: Start) -> AbstractContextManager:

@@ -35,7 +35,8 @@ class Start:
             return f"{run.stage}: starts from the weights of {self.checkpoint}, with a fresh optimizer"
         parts = [f"{name} from {part.weights}" if part.weights else f"{name} with random weights"
                  for name, part in (("vision encoder", run.model.vision), ("language model", run.model.language))]
-        return f"{run.stage}: starts from the backbones ({', '.join(parts)}) with a fresh connector"
+        fresh = "a fresh connector" if run.model.architecture == "nvlm_d" else "fresh connector and cross-attention"
+        return f"{run.stage}: starts from the backbones ({', '.join(parts)}) with {fresh}"
 
 
 def checkpoints_of(run: Run) -> Path:

@@ -11,9 +11,12 @@ from contextlib import closing
 from dataclasses import asdict
 
 import pytest
+import torch
 
 from nvlm_train.config.compose import compose
-from nvlm_train.errors import TrainingError
+from nvlm_train.engine.checkpoint import load, resolve
+from nvlm_train.engine.manifest import Manifest
+from nvlm_train.errors import CheckpointError, TrainingError
 from nvlm_train.model.accounting import parameters
 from nvlm_train.model.freeze import is_cross_attention
 from nvlm_train.parallel import groups
@@ -41,6 +44,10 @@ def said(caplog):
 
 def train(run_dir, *settings):
     train_all(compose([*TINY, f"run.dir={run_dir}", *settings]))
+
+
+def weights_of(engine):
+    return {name: param.detach().clone() for name, param in engine.stages()[0].named_parameters()}
 
 
 def curve(run_dir):
@@ -117,6 +124,32 @@ def test_init_takes_the_weights_of_another_run(tmp_path, said):
     train(run_dir, "stage=sft", "train.steps=2", f"init={source}")
     assert f"sft: starts from the weights of {source}/checkpoints/pretrain/step-00000002" in said.text
     assert [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_another_architecture_takes_the_backbones_of_a_checkpoint_and_nothing_else(tmp_path, said):
+    """A D run's checkpoint as a start of X is refused, with the way out; taken as backbones, exactly those two arrive."""
+    source = tmp_path / "source"
+    train(source, "stage=sft", "train.steps=2", "train.trainable=[vision,connector,language]")
+    other = ("recipe=nvlm_x_tiny", "stage=sft", "train.global_batch=4", "train.warmup_steps=0", "run.eval_batches=1", "run.device=cpu")
+    with pytest.raises(CheckpointError, match="architecture: nvlm_d in the checkpoint vs nvlm_x here") as refused:
+        train_all(compose([*other, "train.steps=1", f"init={source}", f"run.dir={tmp_path / 'refused'}"]))
+    assert f"model.language.weights={source}" in str(refused.value)
+
+    weights = [f"model.{part}.weights={source}" for part in ("vision", "language")]
+    runs = compose([*other, "train.steps=1", "train.lr=0", "train.min_lr=0", *weights, f"run.dir={tmp_path / 'x'}"])
+    train_all(runs)
+    assert f"language model from {source}" in said.text and "fresh connector and cross-attention" in said.text
+    with closing(build_engine(compose([*TINY, "stage=sft", "train.steps=1", "train.warmup_steps=0"])[0])) as engine:
+        fresh = weights_of(engine)
+        load(resolve(source), engine, Manifest.read(resolve(source)).fingerprint, model_only=True)
+        trained = weights_of(engine)
+    with closing(build_engine(runs[0])) as engine:
+        load(resolve(tmp_path / "x"), engine, Manifest.read(resolve(tmp_path / "x")).fingerprint, model_only=True)
+        found = weights_of(engine)
+    backbones = [name for name in trained if not name.startswith("connector.")]
+    assert all(torch.equal(found[name], trained[name]) for name in backbones)
+    assert any(not torch.equal(trained[name], fresh[name]) for name in backbones if name.startswith("language."))
+    assert all((value == 0).all() for name, value in found.items() if name.endswith(".gate"))
 
 
 @pytest.mark.parametrize("recipe", [
