@@ -1,0 +1,101 @@
+"""A training step of NVLM-D, -X and -H on the same pictures and text, in both stages. `python -m benchmarks.architectures`
+
+Each row is one sample: a picture of six tiles and its thumbnail, and text. What differs is what the paper's section 2.5 compares: the
+length of the sequence, and how far gradients go. In stage 1 (language model frozen) X's stop at its first cross-attention layer.
+
+Seconds are the fastest of several rounds, the architectures taking turns. With --recipe 2b it is a benchmark for a GPU.
+"""
+
+import argparse
+import io
+import json
+import sys
+import time
+
+import numpy as np
+import torch
+from PIL import Image
+
+from nvlm_train.config.compose import compose
+from nvlm_train.config.schema import Run
+from nvlm_train.contracts import PackedBatch, Sample, StepBatch, Turn
+from nvlm_train.data.encode import Encoder
+from nvlm_train.data.packing import pack_row
+from nvlm_train.data.tokenizer import load_tokenizer
+from nvlm_train.engine.megatron import MegatronEngine
+from nvlm_train.geometry import geometry_of
+from nvlm_train.model.accounting import trained_components, useful_flops
+from nvlm_train.training.metrics import sample_work
+
+ARCHITECTURES = ("nvlm_d", "nvlm_x", "nvlm_h")
+
+
+def one_sample(words: int, tile_size: int) -> Sample:
+    """A picture of 3 x 2 tiles and a question with `words` words before its answer."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * tile_size, 3 * tile_size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    return Sample("sample", "benchmark", (file.getvalue(),),
+                  (Turn("user", "<image>\n" + "what is it " * (words // 3)), Turn("assistant", "noise " * 8)))
+
+
+def prepare(architecture: str, stage: str, recipe: str, words: int) -> tuple[Run, PackedBatch]:
+    """The run and its row, just long enough for the sample."""
+    settings = [f"recipe={architecture}_{recipe}", f"stage={stage}", "model.tags.kind=1d", "data.max_tiles=6", "data.format=chat",
+                "data.pack_tiles=7", "data.pack_tokens=16384", "data.max_tokens=16384", "train.clip_grad=1"]
+    if recipe not in ("tiny", "demo"):      # sizes only: no weights, no tokenizer of another model needed
+        settings += ["model.vision.weights=null", "model.language.weights=null", "model.tokenizer=tiny"]
+    run = compose(settings)[0]
+    encoder = Encoder(run.model, run.data, load_tokenizer(run.model.tokenizer))
+    encoded = encoder.encode(one_sample(words, run.model.vision.tile_size))
+    tokens = -(-encoded.length // 64) * 64
+    run = compose([*settings, f"data.pack_tokens={tokens}", f"data.max_tokens={tokens}", "+data.blend.benchmark.path=unused"])[0]
+    return run, pack_row([encoded], tokens, encoder.tokenizer.pad_id, run.model.vision.tile_size)
+
+
+def seconds(engine: MegatronEngine, row: PackedBatch, rows: int) -> float:
+    start = time.perf_counter()
+    engine.train_step(StepBatch(0, [row] * rows, (), 0), 1e-5)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="tiny", help="tiny, demo or 2b: the size of nvlm_d, nvlm_x and nvlm_h")
+    parser.add_argument("--words", type=int, default=48, help="words of the question")
+    parser.add_argument("--rows", type=int, default=8, help="rows of a step")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", metavar="FILE", help="also write the result there")
+    options = parser.parse_args()
+
+    result: dict = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", **vars(options)}
+    print(f"{'stage':<10}{'':<8}{'tokens':>8}{'memory':>8}{'GFLOP/sample':>14}{'ms/sample':>11}{'samples/s':>11}{'over D':>8}")
+    for stage in ("pretrain", "sft"):
+        prepared = {name: prepare(name, stage, options.recipe, options.words) for name in ARCHITECTURES}
+        best = dict.fromkeys(ARCHITECTURES, float("inf"))
+        for _ in range(options.rounds):
+            for name, (run, row) in prepared.items():
+                engine = MegatronEngine(run)
+                seconds(engine, row, options.rows)      # warm
+                best[name] = min(best[name], *(seconds(engine, row, options.rows) for _ in range(2)))
+                engine.close()
+        result[stage] = {}
+        for name, (run, row) in prepared.items():
+            works = sample_work(row, geometry_of(run.model).tokens)
+            flops = useful_flops(run.model, trained_components(run.model, run.train), works).total
+            each = best[name] / options.rows
+            result[stage][name] = {"tokens": works[0].tokens, "memory_tokens": works[0].memory_tokens, "flops_per_sample": flops,
+                                   "seconds_per_sample": each, "time_over_d": each * options.rows / best["nvlm_d"]}
+            print(f"{stage:<10}{name:<8}{works[0].tokens:>8}{works[0].memory_tokens:>8}{flops / 1e9:>14.2f}{each * 1e3:>11.1f}"
+                  f"{1 / each:>11.1f}{result[stage][name]['time_over_d']:>8.2f}", flush=True)
+    print(json.dumps(result))
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
