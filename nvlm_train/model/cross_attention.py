@@ -123,8 +123,8 @@ class GatedCrossAttention(MegatronModule):
 
     def forward(self, x: Tensor, attention_mask=None, key_value_states: Tensor | None = None, inference_context=None):
         """x: the normed hidden states; key_value_states: the memory (both a slice under sequence parallelism)."""
-        if not self.reads.spans:   # no pictures in this row; the gate stays in the graph, so that a recomputed layer keeps its gradient
-            return torch.zeros_like(x) * torch.tanh(self.gate), None
+        if not self.reads.spans:   # no pictures in this row: zeros that stay in the graph, for what is recomputed or comes behind
+            return x * 0.0 * torch.tanh(self.gate), None
         q = self.linear_q(x)[0].unflatten(-1, (-1, self.head_dim))[:, 0]
         k, v = self.linear_kv(key_value_states)[0].unflatten(-1, (-1, 2, self.head_dim))[:, 0].unbind(2)   # each group's key, then value
         if self.q_norm is not None:

@@ -17,12 +17,18 @@ from tests.model.rows import T, make_row
 # Row kinds of a step, dealt to the replicas in halves: one rank all text and one all images, both mixed, and one with nothing at all.
 STEPS = {"text | images": ("text", "text", "image", "image"), "mixed": ("mixed", "text", "image", "mixed"),
          "images | empty": ("image", "mixed", "empty", "empty"), "only text": ("text", "text", "text", "text")}
-FROZEN = {"nvlm_d": "[connector]", "nvlm_x": "[connector,cross_attention]", "nvlm_h": "[connector,cross_attention]"}
+LATE = "model.cross_attention.layers=[3]"
+NEW = "[connector,cross_attention]"
+OPEN = "model.cross_attention.gate_init=0.3"
+# name: (recipe, what is trained while the language model is frozen, settings). The third reads the memory in its last layer only: there a
+# whole later stage has hidden states without a gradient. The last has a feed-forward in its cross-attention, and a resampler.
+CASES = {"D": ("nvlm_d", "[connector]", []), "X": ("nvlm_x", NEW, [OPEN]), "X, last layer": ("nvlm_x", NEW, [OPEN, LATE]),
+         "H": ("nvlm_h", NEW, [OPEN]), "Flamingo": ("flamingo", NEW, [OPEN])}
 
 
-def reports(architecture: str, trainable: str, layout: list[str]) -> list[list[float]]:
-    gates = [] if architecture == "nvlm_d" else ["model.cross_attention.gate_init=0.3"]
-    run = compose([f"recipe={architecture}_tiny", "stage=sft", f"data.pack_tokens={T}", f"train.trainable={trainable}", *gates, *layout])[0]
+def reports(recipe: str, trainable: str, settings: list[str], layout: list[str]) -> list[list[float]]:
+    architecture = recipe if recipe.startswith("nvlm") else "nvlm_x"
+    run = compose([f"recipe={recipe}_tiny", "stage=sft", f"data.pack_tokens={T}", f"train.trainable={trainable}", *settings, *layout])[0]
     engine = MegatronEngine(run)
     found = []
     for number, kinds in enumerate(STEPS.values()):
@@ -38,9 +44,10 @@ def reports(architecture: str, trainable: str, layout: list[str]) -> list[list[f
 def main() -> None:
     out, *layout = sys.argv[1:]
     layout = [f"layout.{setting}" for setting in layout]
-    found = {f"{architecture} {kind}": reports(architecture, trainable, layout)
-             for architecture in FROZEN
-             for kind, trainable in (("frozen", FROZEN[architecture]), ("unfrozen", "[connector,language]"))}
+    found = {f"{name}, frozen": reports(recipe, new, settings, layout) for name, (recipe, new, settings) in CASES.items()}
+    for name in ("D", "X", "H"):
+        recipe, _, settings = CASES[name]
+        found[f"{name}, unfrozen"] = reports(recipe, "[connector,language]", settings, layout)
     Path(out).write_text(json.dumps(found))
 
 

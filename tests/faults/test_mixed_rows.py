@@ -1,7 +1,7 @@
 """No rank waits for another because its rows are of another kind, and the result is that of one process.
 
 A rank without a single picture, a rank with nothing but pictures, empty ranks, text between pictures in the pipeline: frozen and
-unfrozen, on all three architectures. A hang ends at the time limit as a failure.
+unfrozen, on all three architectures and Flamingo's. A hang ends at the time limit as a failure.
 """
 
 import functools
@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 from tests.engine.launching import launch
-from tests.faults.mixed_rows_ranks import STEPS
+from tests.faults.mixed_rows_ranks import CASES, STEPS
 
 SCRIPT = Path(__file__).parent / "mixed_rows_ranks.py"
-LAYOUTS = {"PP2 x DP2": (4, "pipeline=2"), "TP2 x PP2 + sequence": (4, "tensor=2", "pipeline=2", "sequence=true")}
-MORE = {"DP2": (2,), "TP2 x DP2": (4, "tensor=2"), "PP2 interleaved": (2, "pipeline=2", "virtual=2")}
+LAYOUTS = {"PP2 x DP2": (4, "pipeline=2")}
+MORE = {"TP2 x PP2 + sequence": (4, "tensor=2", "pipeline=2", "sequence=true"), "DP2": (2,), "TP2 x DP2": (4, "tensor=2"), "PP2 interleaved": (2, "pipeline=2", "virtual=2")}
 
 
 @functools.cache
 def run(ranks: int, *layout: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "reports.json"
-        done = launch(SCRIPT, ranks, out, *layout, folder=Path(folder), timeout=240)
+        done = launch(SCRIPT, ranks, out, *layout, folder=Path(folder), timeout=400)
         assert done.returncode == 0, done.output[-4000:]
         assert not done.survivors
         return json.loads(out.read_text())
@@ -31,13 +31,14 @@ def run(ranks: int, *layout: str) -> dict:
 
 def check(layout: tuple) -> None:
     alone, together = run(1), run(*layout)
-    assert set(alone) == set(together) and len(alone) == 6
+    assert set(alone) == set(together) and len(alone) == len(CASES) + 3
     for name, expected in alone.items():
         for step, (loss, norm), (other_loss, other_norm) in zip(STEPS, expected, together[name], strict=True):
             assert other_loss == pytest.approx(loss, rel=2e-6), f"{name}, {step}"
             assert other_norm == pytest.approx(norm, rel=3e-4, abs=1e-12), f"{name}, {step}"
         text_only = expected[list(STEPS).index("only text")][1]
-        assert (text_only == 0) == name.endswith(" frozen"), "a frozen language model learns nothing from text"
+        # A frozen language model learns nothing from text, unless its cross-attention has a feed-forward: that sees text too.
+        assert (text_only == 0) == (name.endswith(", frozen") and not name.startswith("Flamingo")), name
 
 
 @pytest.mark.distributed

@@ -6,7 +6,7 @@ import torch
 
 from nvlm_train.contracts import PackedBatch
 
-T, EDGES, TOKENS_PER_TILE, TILE = 512, [0, 150, 330, 512], 16, 32
+T, EDGES, TOKENS_PER_TILE, TILE = 352, [0, 150, 330, 352], 16, 32
 
 # Of one tile in the first sample and two in the second: where each stands in the sequence (-1: in the memory), who reads what of the
 # memory, and the tags that stand there. X's tags at 170 and 174 read their own tile, the text behind them both.

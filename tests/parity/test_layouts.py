@@ -5,8 +5,7 @@ products of up to a few hundred terms; rounding of single terms is 2^-24 = 6e-8 
 weights agree to LOSS_FIRST = 1e-6. Afterwards AdamW divides each gradient by its own size, which lifts the rounding of the smallest
 gradients into the weights; the largest difference seen over 20 steps of both stages and all layouts is 2e-7 in the loss and 3e-5 in
 the gradient norm, which is far below what any real slip gives (a partial gradient, a wrong normaliser, a shifted position: 1e-3 and
-more). The bounds are ten times the largest seen, in X for X (1e-6 and 2e-4: with its language model frozen and its gates opened from
-the start, its gradients are the smallest and pass through zero).
+more). The bounds are ten times the largest seen.
 
 The norm of a part (connector, cross-attention, gates) is compared in units of the part's largest norm over the curve: a single
 gate's gradient comes arbitrarily near to zero, where a ratio says nothing.
@@ -22,7 +21,7 @@ import pytest
 from tests.engine.launching import launch
 
 STEPS, LOSS_FIRST = 20, 1e-6
-BOUNDS = {"nvlm_d": (2e-6, 3e-4), "nvlm_x": (1e-5, 2e-3), "nvlm_h": (2e-6, 3e-4)}   # of loss, of gradient norms
+LOSS, NORM = 2e-6, 3e-4
 SCRIPT = Path(__file__).parent / "train_ranks.py"
 EVERYTHING = "train.trainable=[vision,connector,language]"
 
@@ -86,10 +85,10 @@ def check(recipes: str, name: str, layout: tuple[int, str], fixed: str, record) 
         record("parity", {"recipe": recipe, "layout": name, "stage": stage, "steps": STEPS}
                | {field: max(values) for field, values in found[recipe, stage].items()})
     for (recipe, stage), by_field in found.items():
-        where, bounds = f"{recipe} {stage}", BOUNDS[recipe[:6]]
+        where = f"{recipe} {stage}"
         assert by_field["loss"][0] < LOSS_FIRST, f"{where}, step 1: loss off by {by_field['loss'][0]:.1e}"
         for field, values in by_field.items():
-            bound = bounds[0] if field == "loss" else bounds[1]
+            bound = LOSS if field == "loss" else NORM
             assert max(values) < bound, f"{where}: {field} off by {max(values):.1e}, the bound is {bound:.0e}"
 
 
