@@ -8,12 +8,14 @@ STAMP  := $(VENV)/.installed
 # A release to install before all else. On Linux plain PyPI serves the large CUDA build; for a small CPU build point pip at
 # PyTorch's CPU index or a downloaded wheel, for example PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
 TORCH  ?= torch==2.13.0
-PYTEST := $(PY) -m pytest -q
+# Two processes, each with whole files: most tests wait for processes of their own.
+TEST   := -m pytest -q -n 2 --dist loadfile
+PYTEST := $(PY) $(TEST)
 
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-all lint clean
+.PHONY: help setup demo demo-all test test-fast test-all lint clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +33,9 @@ $(STAMP): pyproject.toml setup.py
 demo: $(STAMP)  ## both stages on real pictures, evaluated, with a report: about ten minutes on two cores
 	$(PY) -m data_prep.demo
 
+demo-all: $(STAMP)  ## NVLM-D, -X and -H on the demo's data, compared on one page: about 20 minutes on two cores
+	$(PY) -m data_prep.demo_all
+
 test: $(STAMP)  ## the core suite: at most 15 minutes on two cores
 	$(PYTEST)
 
@@ -39,8 +44,8 @@ test-fast: $(STAMP)  ## without slow and multi-process tests: at most 90 seconds
 
 test-all: $(STAMP)  ## everything, and again on the second interpreter where it has the packages
 	$(PYTEST) -m ""
-	@if $(PY312) -c "import megatron.core, pytest, hypothesis, hydra, webdataset" 2>/dev/null; \
-	then $(PY312) -m pytest -q -p no:cacheprovider; \
+	@if $(PY312) -c "import megatron.core, pytest, xdist, hypothesis, hydra, webdataset" 2>/dev/null; \
+	then $(PY312) $(TEST) -p no:cacheprovider; \
 	else echo "make: not run on a second interpreter: $(PY312) lacks Python or the packages (make test-all PY312=…)"; fi
 
 lint: $(STAMP)  ## ruff over all Python files

@@ -20,6 +20,7 @@ setup(
         **{package: ["*.yaml"] for package in recipe_packages()},
         "nvlm_train": ["assets/*"],
         "nvlm_train.training.report": ["page.*"],
+        "nvlm_train.comparison": ["compare.*"],
         "data_prep": ["assets/*"],
     },
 )

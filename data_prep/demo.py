@@ -10,12 +10,8 @@ An interrupted demo goes on where it stopped. Exit code: 0 done, 1 a stage faile
 """
 
 import json
-import os
-import re
-import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep import tiny
+from nvlm_train.comparison.processes import run_module
 from nvlm_train.errors import NvlmError
 from nvlm_train.training.logs import write_atomically
 from nvlm_train.training.progress import duration
@@ -31,13 +28,9 @@ from nvlm_train.training.report import write_report
 ASSETS = Path(__file__).parent / "assets"
 LANGUAGE, VISION = ASSETS / "demo_language.safetensors", ASSETS / "demo_vision.safetensors"    # made by data_prep.backbones
 PROCESSES = 2
+PICTURE_TASKS = ("easy_vqa", "rendered_text")
+MAX_NEW_TOKENS = 6  # of an answer
 MARGIN = 0.15       # accuracy that pictures must add to the shapes' questions for the demo to have shown anything
-LAST_LINES = 30     # of a failed stage's output
-_TELLING = re.compile(r"\d\d:\d\d:\d\d |pretrain: |sft: |nvlm")
-
-
-class StageFailed(Exception):
-    """A stage's process ended with an error."""
 
 
 def main(arguments: list[str]) -> int:
@@ -46,7 +39,7 @@ def main(arguments: list[str]) -> int:
     console = Console(highlight=False)
     try:
         scores = run_stages(folder, console)
-    except (StageFailed, NvlmError) as error:
+    except NvlmError as error:
         console.print(f"the demo failed: {error}\nIt goes on from here when it is started again.", style="red", markup=False)
         return 1
     summary = {"seconds": round(time.perf_counter() - began, 1), **scores}
@@ -65,7 +58,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run_stages(folder: Path, console: Console) -> dict:
-    """All stages in order; returns the scores. Raises StageFailed or NvlmError."""
+    """All stages in order; returns the scores. Raises NvlmError."""
     unblended, log, scores = folder / "unblended", folder.with_suffix(".log"), folder / "scores.json"
     start = folder / "checkpoints" / "pretrain"
     weights = [f"model.vision.weights={VISION}", f"model.language.weights={LANGUAGE}"]
@@ -90,21 +83,8 @@ def run_stages(folder: Path, console: Console) -> dict:
 
 
 def launch(module: list[str], log: Path, console: Console) -> None:
-    """Run a module under torchrun; telling lines are shown, everything is appended to `log`. Raises StageFailed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES), "-m", *module]
-    # One thread a process: more would fight over the same cores.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    last: deque[str] = deque(maxlen=LAST_LINES)
-    with log.open("a", encoding="utf-8") as kept, subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
-        for line in process.stdout:
-            kept.write(line)
-            last.append(line)
-            if _TELLING.match(line):
-                console.print("  " + line.rstrip(), markup=False, soft_wrap=True)
-    if process.returncode:
-        raise StageFailed(f"{module[0]} ended with code {process.returncode}; all of its output is in {log}. The end of it:\n"
-                          + "".join(last))
+    """Run a module under torchrun; telling lines are shown, everything is appended to `log`. Raises ProcessFailed."""
+    run_module(module, PROCESSES, log, console)
 
 
 def picture_table(summary: dict) -> Table:

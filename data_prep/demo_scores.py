@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep import tiny
+from data_prep.demo import MAX_NEW_TOKENS, PICTURE_TASKS
 from nvlm_train.config.dump import runs_from_file
 from nvlm_train.config.schema import Layout, Run
 from nvlm_train.contracts import Sample
@@ -20,9 +21,6 @@ from nvlm_train.evaluation.scores import Score, score
 from nvlm_train.evaluation.tasks import Answer, ask, blanked, read_questions
 from nvlm_train.training.logs import write_atomically
 from nvlm_train.training.report import write_predictions
-
-PICTURE_TASKS = ("easy_vqa", "rendered_text")
-MAX_NEW_TOKENS = 6
 
 
 def questions(name: str) -> list[Sample]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nvlm_train import __version__
 from nvlm_train.config import rules
-from nvlm_train.config.request import Request, take_request
+from nvlm_train.config.request import Request, take_comparison, take_request
 from nvlm_train.config.schema import Run
 from nvlm_train.config.typed import suggestion
 from nvlm_train.errors import ConfigError, NvlmError
@@ -29,6 +29,7 @@ usage: nvlm VERB [FLAG …] key=value …
 
   nvlm train recipe=nvlm_d_tiny                          both stages, on built-in data
   nvlm train recipe=nvlm_d_tiny stage=sft train.lr=5e-4  one stage, one setting changed
+  nvlm compare designs=nvlm_d_tiny,nvlm_x_tiny,nvlm_h_tiny
   nvlm generate checkpoint=runs/nvlm_d_tiny image=cat.png prompt="What is this?"
 
 Help on one verb: nvlm VERB --help. Under several processes: torchrun … -m nvlm_train VERB …"""
@@ -120,6 +121,13 @@ def _generate(words: list[str], flags: set[str]) -> None:
     from nvlm_train.evaluation.commands import generate_command
     generate_command(runs, request.options(json="--json" in flags))
     _leave_job()
+
+
+def _compare(words: list[str], flags: set[str]) -> int:
+    asked, shared = take_comparison(words)
+    _log_to_stderr()
+    from nvlm_train.comparison.command import compare_command
+    return compare_command(asked, shared, dry_run="--dry-run" in flags)
 
 
 def _leave_job() -> None:
@@ -230,6 +238,15 @@ VERBS = {
     "train": Verb(_train, "train one stage or both", f"Trains, or goes on where the run directory left off.\n\n{_SETTINGS}\n\n"
                   "--dry-run says what would run, and stops.", ("--dry-run",)),
     "eval": Verb(_eval, "score a checkpoint", f"{_CHECKPOINT}\neval.data=FOLDER eval.limit=N eval.max_new_tokens=N", ("--json",)),
+    "compare": Verb(_compare, "train several designs alike, and put them on one page",
+                    "designs=RECIPE,RECIPE,… names designs; designs.NAME=\"KEY=VALUE …\" makes one of your own, for example\n"
+                    "  nvlm compare designs=nvlm_d_tiny designs.no_tags=\"recipe=nvlm_d_tiny stages.sft.model.tags.kind=none\"\n"
+                    "seeds=1,2,3 trains each under several seeds; processes=N gives each training N processes; run.dir=FOLDER\n"
+                    "(default runs/compare) holds everything; eval.tasks.NAME=FOLDER names questions (default: the runs'\n"
+                    "data.validation), eval.limit=N eval.max_new_tokens=N. Every other word is a setting of every design.\n"
+                    "Started again, it goes on: what is trained and asked already is left alone. What must be the same in all\n"
+                    "designs, and how to read the page: docs/comparison.md.\n\n--dry-run says what would be trained, and stops.",
+                    ("--dry-run",)),
     "generate": Verb(_generate, "ask a checkpoint about pictures",
                      f"{_CHECKPOINT}\nimage=FILE (several times for several pictures) prompt=\"…\" eval.max_new_tokens=N",
                      ("--json",)),

@@ -1,4 +1,5 @@
-"""What every test runs under: one thread a process, no network service, and a cache of its own."""
+"""What every test runs under: one thread a process, no network service, and a cache of its own. And the table of layouts at the end:
+it stands here since the process that prints, where several run the tests, reads no conftest but this one."""
 
 import os
 import shutil
@@ -22,3 +23,17 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if hasattr(config, "nvlm_cache"):
         shutil.rmtree(config.nvlm_cache, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of layouts, from what the parity tests recorded."""
+    rows = [row for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+            for name, row in report.user_properties if name == "parity" and report.when == "call"]
+    if not rows:
+        return
+    terminalreporter.section("parity: largest relative difference to one process over all steps")
+    parts = ["loss", "grad_norm", "connector", "cross-attention", "gates"]
+    terminalreporter.line(f"{'recipe':<16}{'layout':<26}{'stage':<10}{'steps':>6}" + "".join(f"{part:>17}" for part in parts))
+    for row in rows:
+        numbers = "".join(f"{row[part]:>17.1e}" if part in row else " " * 17 for part in parts)
+        terminalreporter.line(f"{row['recipe']:<16}{row['layout']:<26}{row['stage']:<10}{row['steps']:>6}{numbers}")

@@ -1,8 +1,10 @@
-"""What `eval` and `generate` are asked beside the run's settings: a checkpoint, pictures, a question. Not part of a run.
+"""What `eval`, `generate` and `compare` are asked beside a run's settings: a checkpoint, pictures, a question, designs.
 
-These keys are read literally, so a question needs no quotes beyond the shell's.
+These keys are no part of a run, and are read literally, so a question needs no quotes beyond the shell's.
 """
 
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +29,68 @@ class Request:
     def options(self, **more) -> dict:
         """Flat, as the commands take them."""
         return {"checkpoint": self.checkpoint, "image": list(self.image), "prompt": self.prompt, **vars(self.eval), **more}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `nvlm compare` is asked."""
+
+    designs: dict[str, tuple[str, ...]]     # name -> the words that make it, beside those that all designs share
+    seeds: tuple[int, ...] = ()             # of every design; none given: the recipes' own
+    processes: int | None = None            # of each training; default: the fewest that suit every layout
+    tasks: dict[str, str] = field(default_factory=dict)     # name -> folder of questions; none: the run's data.validation
+    dir: str = "runs/compare"
+    eval: Eval = field(default_factory=Eval)
+
+
+def take_comparison(words: Sequence[str]) -> tuple[Comparison, list[str]]:
+    """(what is compared, the other words, which are every design's). Raises ConfigError with every problem found."""
+    designs: dict[str, tuple[str, ...]] = {}
+    tasks, plain, rest, problems = {}, {}, [], []
+    for word in words:
+        key, _, value = word.partition("=")
+        group, _, name = key.rpartition(".")
+        if key == "designs":
+            designs |= {recipe: (f"recipe={recipe}",) for recipe in _listed(value)}
+        elif group == "designs":
+            designs[name], unreadable = _words_of(key, value)
+            problems += unreadable
+        elif group == "eval.tasks":
+            tasks[name] = value
+        elif key in ("seeds", "processes", "run.dir"):
+            plain[key] = value
+        else:
+            rest.append(word)
+    problems += [f"{name!r} cannot name a design: use letters, digits, dots, dashes, underscores, for it becomes a folder"
+                 for name in designs if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name)]
+    if len(designs) < 2:
+        problems.append(f"{len(designs)} designs given, and it takes two to compare: designs=nvlm_d_tiny,nvlm_x_tiny")
+    request, rest = take_request(rest)
+    if request != Request(eval=request.eval) or request.eval.data is not None:
+        problems.append("checkpoint=, image=, prompt= and eval.data= belong to eval and generate; name questions by "
+                        "eval.tasks.NAME=FOLDER")
+    if problems:
+        raise ConfigError(problems)
+    seeds = tuple(_number("seeds", text) for text in _listed(plain.get("seeds", "")))
+    processes = _number("processes", plain["processes"]) if "processes" in plain else None
+    if len(set(seeds)) < len(seeds) or (processes is not None and processes < 1):
+        raise ConfigError(f"seeds={plain.get('seeds')} must differ from each other, and processes={processes} be at least 1")
+    return Comparison(designs, seeds, processes, tasks, plain.get("run.dir", Comparison.dir), request.eval), rest
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.strip("[]").split(",") if part.strip()]
+
+
+def _words_of(key: str, text: str) -> tuple[tuple[str, ...], list[str]]:
+    """(a design's words, what is wrong with them)."""
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        return (), [f"{key}: {error} in {text}"]
+    ours = [word for word in words if word.startswith(("run.dir=", "train.seed=", "designs", "seeds=", "eval."))]
+    problems = [f"{key}: {word} is the comparison's to say, not a design's" for word in ours]
+    return words, problems if words else [f'{key}: no settings given, such as {key}="recipe=nvlm_d_tiny train.lr=1e-4"']
 
 
 def take_request(overrides: Sequence[str]) -> tuple[Request, list[str]]:

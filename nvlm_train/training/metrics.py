@@ -7,18 +7,23 @@ A row of metrics.jsonl:
     samples, refused                slots used and slots left empty; together train.global_batch
     tokens, padded_tokens, fill     real tokens; tokens of all rows with their padding; the first over the second
     tiles                           image tiles that were encoded
+    memory_tokens                   tokens beside the sequences that cross-attention reads, tags included (X, H)
     step_s, data_wait_s             seconds of the whole step, and how much of it the slowest rank waited for data
     samples_per_s, tokens_per_s, padded_tokens_per_s    over step_s, all devices together
     tflops                          useful TFLOP/s of each device: vit, connector, llm, cross_attention, total (model/accounting)
     mfu                             useful FLOP/s over the dense bf16 datasheet peak; null on CPU
+    devices                         processes that trained this step together
+    peak_memory_gib                 the most that one of them has held so far: of its GPU, on a CPU of the host
     source_losses                   source -> its weighted mean loss
 """
 
+import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 
 from nvlm_train.config.schema import Run
 from nvlm_train.contracts import PackedBatch, Slot
@@ -55,6 +60,7 @@ class Share(NamedTuple):
     slots: Sequence[Slot]
     flops: Parts
     data_wait_s: float
+    memory_tokens: int = 0
 
 
 class Recorder:
@@ -80,9 +86,10 @@ class Recorder:
         self._waiting.clear()
 
     def on_step(self, done: StepDone) -> None:
-        work = (sample for row in done.batch.rows for sample in sample_work(row, self._tile_tokens))
+        work = [sample for row in done.batch.rows for sample in sample_work(row, self._tile_tokens)]
         flops = useful_flops(self._run.model, self._trained, work)
-        self._waiting.append((done, Share(done.batch.slots, flops, done.data_wait_s)))
+        share = Share(done.batch.slots, flops, done.data_wait_s, sum(sample.memory_tokens for sample in work))
+        self._waiting.append((done, share))
         if done.step % max(1, self._run.run.log_every) == 0 or done.report.skipped or self._flush_at(done.step):
             self._flush()
 
@@ -97,14 +104,23 @@ class Recorder:
         if not self._waiting:
             return
         mine = [share for _, share in self._waiting] if self._engine.reads_data else None
-        replicas = [shares for shares in self._engine.gather_objects(mine) if shares is not None]
+        gathered = self._engine.gather_objects((mine, peak_memory()))
+        replicas = [shares for shares, _ in gathered if shares is not None]
+        memory = max(held for _, held in gathered)
         for (done, _), *shares in zip(self._waiting, *replicas):
-            record = make_record(self._run.stage, done, shares, self._devices, self._peak)
+            record = make_record(self._run.stage, done, shares, self._devices, self._peak, memory)
             for sink in self._sinks:
                 sink.step(record)
             for check in self._checks:
                 check(record)
         self._waiting.clear()
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most: of its GPU if it uses one, else of the host."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def sample_work(row: PackedBatch, tile_tokens: int) -> list[SampleWork]:
@@ -141,8 +157,9 @@ def _tile_places(tile_starts: np.ndarray, reads: np.ndarray) -> tuple[np.ndarray
     return np.maximum.accumulate(places.clip(min=0)), places[memory] >= 0
 
 
-def make_record(stage: str, done: StepDone, replicas: Sequence[Share], devices: int, peak: float | None) -> StepRecord:
-    """Joins what the replicas did in one step."""
+def make_record(stage: str, done: StepDone, replicas: Sequence[Share], devices: int, peak: float | None,
+                memory: int) -> StepRecord:
+    """Joins what the replicas did in one step. memory: bytes that a process has held at most."""
     slots = sorted((slot for share in replicas for slot in share.slots), key=lambda slot: slot.n)
     flops = sum((share.flops for share in replicas), Parts())
     report, seconds = done.report, done.data_wait_s + done.compute_s
@@ -152,12 +169,12 @@ def make_record(stage: str, done: StepDone, replicas: Sequence[Share], devices: 
         "stage": stage, "step": done.step, "loss": report.loss, "grad_norm": report.grad_norm, "lr": done.lr,
         "skipped": report.skipped, "samples": used, "refused": len(slots) - used,
         "tokens": report.tokens, "padded_tokens": report.padded_tokens, "fill": report.tokens / max(1, report.padded_tokens),
-        "tiles": report.tiles, "step_s": seconds, "data_wait_s": max(share.data_wait_s for share in replicas),
+        "tiles": report.tiles, "memory_tokens": sum(share.memory_tokens for share in replicas), "step_s": seconds, "data_wait_s": max(share.data_wait_s for share in replicas),
         "samples_per_s": used / seconds, "tokens_per_s": report.tokens / seconds,
         "padded_tokens_per_s": report.padded_tokens / seconds,
         "tflops": {"vit": speed.vision, "connector": speed.connector, "llm": speed.language,
                    "cross_attention": speed.cross_attention, "total": speed.total},
-        "mfu": mfu(flops.total, seconds, devices, peak),
+        "mfu": mfu(flops.total, seconds, devices, peak), "devices": devices, "peak_memory_gib": memory / 2**30,
         "source_losses": {source: total / weight for source, (total, weight) in sorted(report.source_losses.items()) if weight},
     }
     return StepRecord(row, slots)

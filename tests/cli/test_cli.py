@@ -84,7 +84,7 @@ def test_help_names_every_verb_and_every_verb_has_help(capsys):
     for name in cli.VERBS:
         assert cli.main([name, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"nvlm {name}")
-    assert len(cli.VERBS) >= 5
+    assert len(cli.VERBS) >= 6
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
@@ -102,6 +102,9 @@ def test_help_names_every_verb_and_every_verb_has_help(capsys):
     (["eval", "checkpoint=.", TINY, "eval.limit=few"], "eval.limit: expected a whole number, got 'few'"),
     (["eval", "checkpoint=.", TINY, "eval.limit=-1"], "eval.limit=-1 must be at least 0"),
     (["doctor", "all"], "nvlm doctor takes no settings"),
+    (["compare", "designs=nvlm_d_tiny"], "it takes two to compare"),
+    (["compare", "designs=nvlm_d_tiny,nvlm_x_tny"], "nvlm_x_tny: recipe=nvlm_x_tny: there is no such recipe; did you mean nvlm_x_tiny?"),
+    (["compare", "designs=nvlm_d_tiny,nvlm_d_demo"], "train.steps (pretrain) is 30 in nvlm_d_tiny, 200 in nvlm_d_demo"),
 ])
 def test_wrong_command_lines(words, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -133,6 +136,23 @@ def test_verbs_hand_over_runs_and_options(tmp_path, monkeypatch):
     assert cli.main(["generate", *words, "image=a.png", "image=b.png", "prompt=Which is red, a or b?"]) == 0
     options = got["generate"][1]
     assert (options["image"], options["prompt"], options["json"]) == (["a.png", "b.png"], "Which is red, a or b?", False)
+
+
+def test_compare_tells_what_it_would_train_and_hands_on_its_exit_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["compare", "designs=nvlm_d_tiny,nvlm_h_tiny", "seeds=3,4", "train.lr=0.5"]
+    assert cli.main([*words, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("4 trainings") and "nvlm train train.lr=0.5 recipe=nvlm_h_tiny train.seed=4" in told
+    assert list(tmp_path.iterdir()) == []
+
+    got = {}
+    command = type(sys)("nvlm_train.comparison.command")
+    command.compare_command = lambda asked, shared, dry_run: got.update(asked=asked, shared=shared) or 1
+    monkeypatch.setitem(sys.modules, "nvlm_train.comparison.command", command)
+    assert cli.main(words) == 1
+    assert (list(got["asked"].designs), got["asked"].seeds, got["shared"]) == (["nvlm_d_tiny", "nvlm_h_tiny"], (3, 4),
+                                                                               ["train.lr=0.5"])
 
 
 def test_errors_for_people_end_with_one_and_others_with_a_traceback(monkeypatch, capsys):

@@ -8,6 +8,8 @@ import pytest
 from rich.console import Console
 
 from data_prep import demo
+from nvlm_train.comparison import processes
+from nvlm_train.comparison.processes import ProcessFailed
 
 SCORES = {"easy_vqa": {"with_images": 0.95, "blanked": 0.62, "majority": 0.37},
           "rendered_text": {"with_images": 0.9, "blanked": 0.02, "majority": 0.03},
@@ -60,12 +62,12 @@ def test_stages_come_in_order_and_share_the_pretraining(monkeypatch, tmp_path):
 @pytest.fixture
 def plain_launch(monkeypatch):
     """Start the module itself instead of two of it under torchrun."""
-    popen = demo.subprocess.Popen
+    popen = processes.subprocess.Popen
 
     def plain(command, **more):
         return popen([sys.executable, *command[command.index("2") + 1:]], **more)
 
-    monkeypatch.setattr(demo.subprocess, "Popen", plain)
+    monkeypatch.setattr(processes.subprocess, "Popen", plain)
 
 
 def test_only_telling_lines_are_shown_and_all_are_kept(plain_launch, tmp_path):
@@ -76,13 +78,13 @@ def test_only_telling_lines_are_shown_and_all_are_kept(plain_launch, tmp_path):
 
 
 def test_a_failing_stage_is_told_with_the_end_of_its_output(plain_launch, tmp_path):
-    with pytest.raises(demo.StageFailed, match="no_such_module ended with code 1(?s:.)*No module named no_such_module"):
+    with pytest.raises(ProcessFailed, match="no_such_module ended with code 1(?s:.)*No module named no_such_module"):
         demo.launch(["no_such_module"], tmp_path / "log", Console(file=io.StringIO()))
 
 
 def test_failure_ends_with_code_one(monkeypatch, tmp_path, capsys):
     def fail(folder, console):
-        raise demo.StageFailed("it broke")
+        raise ProcessFailed("it broke")
 
     monkeypatch.setattr(demo, "run_stages", fail)
     assert demo.main([str(tmp_path)]) == 1

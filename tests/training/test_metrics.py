@@ -55,6 +55,7 @@ def test_a_row_of_figures_adds_up():
     assert row["samples_per_s"] * row["step_s"] == pytest.approx(1)
     assert 0 <= row["data_wait_s"] <= row["step_s"]
     assert row["source_losses"] == {"a": 1.0}
+    assert row["devices"] == 2 and 2**-7 < row["peak_memory_gib"] < 1024      # a Python process holds more than 8 MiB
     flops = useful_flops(MODEL, {"connector"}, sample_work(make_row(), 4))
     assert row["tflops"]["total"] * row["step_s"] * 2e12 == pytest.approx(flops.total)
     assert row["tflops"]["vit"] * row["step_s"] * 2e12 == pytest.approx(flops.vision)
@@ -73,7 +74,7 @@ def test_cross_attention_is_counted_apart():
     work = [SampleWork(6, 1, 2, memory_tokens=4, readers=5, pairs=20), SampleWork(4, 0, 2)]
     found, expected = sink.records[0].row, useful_flops(run.model, {"connector"}, work)
     assert found["tflops"]["cross_attention"] * found["step_s"] * 1e12 == pytest.approx(expected.cross_attention)
-    assert expected.cross_attention > 0
+    assert expected.cross_attention > 0 and found["memory_tokens"] == 4
     assert sum(found["tflops"][part] for part in ("vit", "connector", "llm", "cross_attention")) == pytest.approx(
         found["tflops"]["total"])
 
@@ -81,12 +82,13 @@ def test_cross_attention_is_counted_apart():
 def test_replicas_are_joined_and_model_parallel_ranks_count_once():
     """Three more ranks: one of this replica (which reads nothing), two of another."""
     run, sink = make_run(steps=1), Collector()
-    other = Share([Slot(3, "s3", "a"), Slot(2, "s2", "a", "broken_image")], Parts(1e6, 2e6, 3e6), 0.25)
-    engine = FakeEngine(others=lambda value: [None, [other], None] if isinstance(value, list) else [])
+    other = Share([Slot(3, "s3", "a"), Slot(2, "s2", "a", "broken_image")], Parts(1e6, 2e6, 3e6), 0.25, memory_tokens=7)
+    engine = FakeEngine(others=lambda value: [(None, 2**60), ([other], 0), (None, 0)] if isinstance(value, tuple) else [])
     record_run(run, engine, [sink], devices=4)
     record = sink.records[0]
     assert [slot.n for slot in record.slots] == [0, 1, 2, 3]
     assert (record.row["samples"], record.row["refused"], record.row["data_wait_s"]) == (3, 1, 0.25)
+    assert (record.row["memory_tokens"], record.row["devices"], record.row["peak_memory_gib"]) == (7, 4, 2**30)
     own = useful_flops(MODEL, {"connector"}, sample_work(make_row(), 4))
     assert record.row["tflops"]["total"] * record.row["step_s"] * 4e12 == pytest.approx(own.total + 6e6)
     assert record.row["mfu"] is None
@@ -114,7 +116,8 @@ def test_logs_hold_valid_json_even_of_a_step_that_was_not_finite(tmp_path):
     assert rows[1]["source_losses"] == {"a": None}
     assert set(rows[0]) == {
         "stage", "step", "loss", "grad_norm", "lr", "skipped", "samples", "refused", "tokens", "padded_tokens", "fill", "tiles",
-        "step_s", "data_wait_s", "samples_per_s", "tokens_per_s", "padded_tokens_per_s", "tflops", "mfu", "source_losses"}
+        "step_s", "data_wait_s", "samples_per_s", "tokens_per_s", "padded_tokens_per_s", "tflops", "mfu", "devices", "peak_memory_gib",
+        "memory_tokens", "source_losses"}
     assert read_rows(tmp_path / SAMPLES) == [
         {"stage": "pretrain", "step": 1, "first_slot": 0, "ids": ["a/s0", "a/s1"], "refused": {}},
         {"stage": "pretrain", "step": 2, "first_slot": 2, "ids": ["a/s2", "a/s3"], "refused": {"2": "too_long"}},
@@ -124,7 +127,7 @@ def test_logs_hold_valid_json_even_of_a_step_that_was_not_finite(tmp_path):
 def test_checks_see_every_record_on_every_rank():
     run, seen = make_run(steps=3), []
     engine = FakeEngine(is_main=False, reads_data=False,
-                        others=lambda value: [[Share([Slot(0, "s", "a")], Parts(), 0.0)]] if value is None else [])
+                        others=lambda value: [([Share([Slot(0, "s", "a")], Parts(), 0.0)], 0)] if value[0] is None else [])
     record_run(run, engine, [], checks=[lambda record: seen.append(record.slots)])
     assert [[slot.key for slot in slots] for slots in seen] == [["s"]] * 3
 
