@@ -125,7 +125,12 @@ class Nvlm(MegatronModule):
         if not self.post_process:
             return hidden if memory is None else self._with_memory(hidden, memory)
         logits = self.language.logits(hidden, row.at_K)
-        return logits if want == "logits" else token_losses(logits, row.labels_K)
+        if want == "logits":
+            return logits
+        losses = token_losses(logits, row.labels_K)
+        # A row of text alone may have touched nothing that came from the stage before, which waits for a gradient all the same: add
+        # nothing, but in the graph.
+        return losses if memory is None else losses + memory[:0].sum()
 
     def _first(self, row: DeviceRow) -> tuple[Tensor, Tensor | None]:
         """Hidden states and memory of a row, sliced under sequence parallelism."""
