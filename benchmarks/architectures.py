@@ -8,7 +8,6 @@ Seconds are the fastest of several rounds, the architectures taking turns. With 
 
 import argparse
 import io
-import json
 import sys
 import time
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.results import tell
 from nvlm_train.config.compose import compose
 from nvlm_train.config.schema import Run
 from nvlm_train.contracts import PackedBatch, Sample, StepBatch, Turn
@@ -87,13 +87,10 @@ def main() -> int:
             flops = useful_flops(run.model, trained_components(run.model, run.train), works).total
             each = best[name] / options.rows
             result[stage][name] = {"tokens": works[0].tokens, "memory_tokens": works[0].memory_tokens, "flops_per_sample": flops,
-                                   "seconds_per_sample": each, "time_over_d": each * options.rows / best["nvlm_d"]}
+                                   "seconds_per_sample": each, "time_over_d": best[name] / best["nvlm_d"]}
             print(f"{stage:<10}{name:<8}{works[0].tokens:>8}{works[0].memory_tokens:>8}{flops / 1e9:>14.2f}{each * 1e3:>11.1f}"
                   f"{1 / each:>11.1f}{result[stage][name]['time_over_d']:>8.2f}", flush=True)
-    print(json.dumps(result))
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
+    tell(result, options.json)
     return 0
 
 

@@ -11,7 +11,6 @@ CPU time of one thread, best of several rounds over the same pictures. The pictu
 import argparse
 import importlib.util
 import io
-import json
 import os
 import sys
 import time
@@ -23,6 +22,7 @@ import torch
 from PIL import Image
 from skimage import data
 
+from benchmarks.results import tell
 from nvlm_train.data.images import decode, image_size
 from nvlm_train.data.tiling import Scratch, choose_grid, tile, tile_count, tiles_of_grid
 
@@ -170,10 +170,7 @@ def main() -> int:
     print(f"{'path':8} {'CPU ms':>8} {'pictures/s/core':>16}")
     for name, ms in times.items():
         print(f"{name:8} {ms:8.2f} {1000 / ms:16.0f}")
-    print(json.dumps(result))
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
+    tell(result, options.json)
     return 0
 
 

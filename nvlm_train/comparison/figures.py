@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nvlm_train.comparison.intervals import STUDENT
+from nvlm_train.model.accounting import COMPONENTS
 from nvlm_train.training.progress import human
 from nvlm_train.training.report.data import STAGE_NAMES
 
@@ -18,7 +19,6 @@ _OF_A_STAGE: Sequence[tuple[str, str, Callable[[float], str]]] = (
     ("gflop_per_sample", "useful GFLOP a sample", "{:.3g}".format),
     ("refused", "refused samples", "{:g}".format),
 )
-_COMPONENTS = ("vision", "connector", "language", "cross_attention")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def cost_rows(results: Mapping) -> list[Row]:
     designs = results["designs"].values()
     rows = [Row("design", [_ARCHITECTURES.get(design["architecture"], design["architecture"]) for design in designs]),
             Row("parameters", [human(design["parameters"]["total"]) for design in designs])]
-    for component in _COMPONENTS:
+    for component in COMPONENTS:
         if any(design["parameters"][component] for design in designs):
             rows.append(Row(f"of them {component.replace('_', '-')}",
                             [human(design["parameters"][component]) for design in designs]))

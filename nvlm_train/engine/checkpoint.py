@@ -27,9 +27,9 @@ from nvlm_train.engine.manifest import Manifest, differences, problem_with_file,
 from nvlm_train.engine.sharded_read import mismatches, read_state, wanted_contents
 from nvlm_train.engine.sharded_write import ShardedWrite, size_of
 from nvlm_train.errors import CheckpointError, NvlmError, TrainingError
-from nvlm_train.model.freeze import is_cross_attention, matches
+from nvlm_train.model.freeze import is_cross_attention
 
-__all__ = ["CheckpointStore", "SaveFacts", "load", "load_backbone", "resolve"]
+__all__ = ["CheckpointStore", "SaveFacts", "load", "load_backbones", "resolve"]
 BEST = "best.json"
 VALIDATION_LOSS = "validation_loss"     # in SaveFacts.extra: makes the checkpoint a candidate for the best
 _log = logging.getLogger(__name__)
@@ -281,23 +281,23 @@ def load(path: Path, engine: Engine, expected_fingerprint: Mapping[str, Any], mo
     return manifest
 
 
-def load_backbone(path: Path, engine: Engine, component: str, expected_fingerprint: Mapping[str, Any]) -> None:
-    """Fill `vision` or `language` from a checkpoint of any architecture; everything else keeps its values. A collective.
+def load_backbones(path: Path, engine: Engine, components: Sequence[str], expected_fingerprint: Mapping[str, Any]) -> None:
+    """Fill `vision`, `language` or both from a checkpoint of any architecture; everything else keeps its values. A collective.
 
-    A language model comes without its gated cross-attention. path, expected_fingerprint: as for `load`; only the component's own
+    A language model comes without its gated cross-attention. path, expected_fingerprint: as for `load`; only the components' own
     facts (and the tokenizer, for `language`) must agree. Raises CheckpointError on every rank.
     """
     def own(facts: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in facts.items()
-                if name.startswith(f"{component}.") or (name == "tokenizer" and component == "language")}
+                if name.partition(".")[0] in components or (name == "tokenizer" and "language" in components)}
 
     def chosen(keys: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in keys.items() if matches(component, key) and not is_cross_attention(key)}
+        return {key: value for key, value in keys.items() if key.partition(".")[0] in components and not is_cross_attention(key)}
 
     def read_manifest() -> Manifest:
         manifest = Manifest.read(Path(path))
         if found := differences(own(manifest.fingerprint), own(expected_fingerprint)):
-            raise CheckpointError("\n  ".join([f"{path} holds another {component} component:", *found]))
+            raise CheckpointError("\n  ".join([f"{path} holds another {' and '.join(components)} component:", *found]))
         if problem := manifest.problem_with_files(Path(path)):
             raise CheckpointError(problem)
         return manifest
@@ -307,7 +307,7 @@ def load_backbone(path: Path, engine: Engine, component: str, expected_fingerpri
     state = engine.sharded_state(loading=True, optimizer=False)
     wanted = wanted_contents(engine, state)["model"]
     if problems := mismatches({"model": chosen(manifest.contents["model"])}, {"model": chosen(wanted)}, (), casts=True):
-        raise CheckpointError("\n  ".join([f"{path} does not fit this model's {component} component:", *problems]))
+        raise CheckpointError("\n  ".join([f"{path} does not fit this model's {' and '.join(components)} component:", *problems]))
     engine.load_state(read_state(engine, Path(path), state, set(wanted) - set(chosen(wanted))))
 
 

@@ -38,6 +38,15 @@ def _causal_arguments() -> dict:
     return {"is_causal": True} if "is_causal" in names else {"window_size": (-1, 0)}
 
 
+def grouped_varlen(q: Tensor, k: Tensor, v: Tensor, cu_queries: Tensor, cu_keys: Tensor, longest_query: int, longest_key: int,
+                   **extra) -> Tensor:
+    """torch's varlen_attn for q [T, heads, d], k and v [M, kv_heads, d]; it has no grouped-query form of its own."""
+    repeats = q.shape[1] // k.shape[1]
+    if repeats > 1:
+        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    return varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), cu_queries, cu_keys, longest_query, longest_key, **extra)
+
+
 def _by_segment(q: Tensor, k: Tensor, v: Tensor, edges: list[int], scale: float | None) -> Tensor:
     """One causal attention a segment. q [T, heads, d], k and v [T, kv_heads, d] -> [T, heads, d]."""
     out = []
@@ -77,10 +86,7 @@ class PackedCausalAttention(nn.Module):
         elif varlen_attn is None or q.dtype == torch.float32:  # flash kernels take half precision only
             out = _by_mask(q, k, v, packed.cu_seqlens_q, self.scale)
         else:
-            repeats = q.shape[1] // k.shape[1]
-            if repeats > 1:  # torch's varlen_attn has no grouped-query form
-                k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
             extra = {} if self.scale is None else {"scale": self.scale}
-            out = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), packed.cu_seqlens_q, packed.cu_seqlens_kv,
-                              packed.max_seqlen_q, packed.max_seqlen_kv, **self.causal, **extra)
+            out = grouped_varlen(q, k, v, packed.cu_seqlens_q, packed.cu_seqlens_kv, packed.max_seqlen_q, packed.max_seqlen_kv,
+                                 **self.causal, **extra)
         return out.reshape(len(q), 1, -1)

@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from nvlm_train.config.schema import CrossAttention, Language
-from nvlm_train.model.attention import varlen_attn
+from nvlm_train.model.attention import grouped_varlen, varlen_attn
 from nvlm_train.model.norm import RMSNorm
 
 
@@ -69,11 +69,8 @@ def _span_by_span(q: Tensor, k: Tensor, v: Tensor, reads: Reads) -> Tensor:
 
 
 def _in_one_call(q: Tensor, k: Tensor, v: Tensor, reads: Reads) -> Tensor:
-    repeats = q.shape[1] // k.shape[1]
-    if repeats > 1:  # torch's varlen_attn has no grouped-query form
-        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-    read = varlen_attn(q.index_select(0, reads.query_at), k.index_select(0, reads.key_at), v.index_select(0, reads.key_at),
-                       reads.cu_queries, reads.cu_keys, reads.longest_query, reads.longest_key)
+    read = grouped_varlen(q.index_select(0, reads.query_at), k.index_select(0, reads.key_at), v.index_select(0, reads.key_at),
+                          reads.cu_queries, reads.cu_keys, reads.longest_query, reads.longest_key)
     return torch.zeros_like(q).index_copy(0, reads.query_at, read)
 
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nvlm_train.config.layers import cross_layers
 from nvlm_train.config.schema import Model
 from nvlm_train.contracts import PackedBatch
 from nvlm_train.geometry import geometry_of
 from nvlm_train.model.cross_attention import Reads, plan_reads
-
-MEMORY = ("nvlm_x", "nvlm_h")   # architectures with a memory
 
 
 @dataclass(frozen=True)
@@ -26,13 +25,13 @@ class Places:
     """Where a row's tiles go, on the device. n tiles, m of them in the memory of M tokens.
 
     shown_at: of the n - m tiles in the sequence, the places of all their visual tokens; shown, kept: which tiles these are, and
-    which are memory (None: all of them, or none). tile_at, tag_at: places in the memory of visual and of tag tokens.
+    which are memory. tile_at, tag_at: places in the memory of visual and of tag tokens.
     tag_ids: the tags' tokens, embedded by the language model like any text.
     """
 
     shown_at: Tensor
-    shown: Tensor | None
-    kept: Tensor | None
+    shown: Tensor
+    kept: Tensor
     tile_at: Tensor
     tag_at: Tensor
     tag_ids: Tensor
@@ -43,7 +42,7 @@ class Places:
 def memory_budget(model: Model, pack_tiles: int, tensor: int) -> int:
     """M at most: memory tokens of the fullest row, a multiple of `tensor`; 0 for NVLM-D. Fixed, so that pipeline stages may exchange
     [hidden ; memory] of one length."""
-    if model.architecture not in MEMORY:
+    if not cross_layers(model):
         return 0
     tag = model.tags.max_tokens if model.architecture == "nvlm_h" and model.tags.kind != "none" else 0
     tokens = pack_tiles * (geometry_of(model).tokens + tag)
@@ -66,10 +65,9 @@ def place(row: PackedBatch, tile_tokens: int, device: torch.device) -> Places:
     def send(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
-    some = 0 < m < len(starts)
     return Places(
         shown_at=send((starts[~in_memory][:, None] + each).flatten()),
-        shown=send((~in_memory).nonzero()[:, 0]) if some else None, kept=send(in_memory.nonzero()[:, 0]) if some else None,
+        shown=send((~in_memory).nonzero()[:, 0]), kept=send(in_memory.nonzero()[:, 0]),
         tile_at=send((tile_ends[:, None] - tile_tokens + each).flatten()),
         tag_at=send(torch.cat([torch.zeros(0, dtype=torch.long), *tag_at])), tag_ids=send(tags[tags >= 0]),
         memory_tokens=edges[-1], reads=plan_reads(spans, device))
@@ -84,22 +82,17 @@ def splice(hidden_T1H: Tensor, features_ntH: Tensor, at: Tensor) -> Tensor:
     return hidden_T1H.index_copy(0, at, features_ntH.reshape(n * t, 1, width).to(hidden_T1H.dtype))
 
 
-def fuse(embedded: Tensor, features_ntH: Tensor, places: Places, architecture: str) -> tuple[Tensor, Tensor | None]:
-    """(hidden [T, 1, H], memory [M, 1, H] or None) of a row.
+def fuse(embedded: Tensor, features_ntH: Tensor, places: Places, remembers: bool) -> tuple[Tensor, Tensor | None]:
+    """(hidden [T, 1, H], memory [M, 1, H]) of a row; no memory unless the model `remembers` (NVLM-D does not).
 
     embedded: [T + tag tokens, 1, H], the row's tokens and behind them those of the memory's tags.
     """
-    if architecture not in MEMORY:
+    if not remembers:
         return splice(embedded, features_ntH, places.shown_at), None
     tokens = len(embedded) - len(places.tag_ids)
     hidden, tags = embedded[:tokens], embedded[tokens:]
-    if places.shown is not None:
-        shown, kept = features_ntH.index_select(0, places.shown), features_ntH.index_select(0, places.kept)
-    elif places.memory_tokens:
-        shown, kept = features_ntH[:0], features_ntH
-    else:
-        shown, kept = features_ntH, features_ntH[:0]
     if len(places.shown_at):
-        hidden = splice(hidden, shown, places.shown_at)
+        hidden = splice(hidden, features_ntH.index_select(0, places.shown), places.shown_at)
+    kept = features_ntH.index_select(0, places.kept)
     memory = splice(embedded.new_zeros(places.memory_tokens, 1, embedded.shape[-1]), kept, places.tile_at)
     return hidden, memory.index_copy(0, places.tag_at, tags) if len(tags) else memory

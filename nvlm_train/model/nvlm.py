@@ -22,11 +22,9 @@ from nvlm_train.model.attention import packing
 from nvlm_train.model.connector import Connector
 from nvlm_train.model.decoder import Decoder, encoder_config, language_config
 from nvlm_train.model.freeze import is_cross_attention
-from nvlm_train.model.fusion import MEMORY, Places, fuse, place
+from nvlm_train.model.fusion import Places, fuse, place
 from nvlm_train.model.loss import token_losses
 from nvlm_train.model.vision import VisionEncoder
-
-COMPONENTS = ("vision", "connector", "language")
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class Nvlm(MegatronModule):
         """Hidden states and memory of a row, sliced under sequence parallelism."""
         tag_ids = row.places.tag_ids
         tokens = torch.cat((row.tokens_T, tag_ids)) if len(tag_ids) else row.tokens_T
-        hidden, memory = fuse(self.language.embed(tokens), self.see(row), row.places, self.architecture)
+        hidden, memory = fuse(self.language.embed(tokens), self.see(row), row.places, bool(self.cross_layers))
         if self.slices > 1:
             hidden = scatter_to_sequence_parallel_region(hidden)
             if memory is not None:
@@ -147,7 +145,7 @@ class Nvlm(MegatronModule):
 
     def _later(self, row: DeviceRow) -> tuple[Tensor, Tensor | None]:
         """The same from what the previous stage sent."""
-        if self.architecture not in MEMORY:
+        if not self.cross_layers:
             return self._received, None
         tokens = len(row.tokens_T) // self.slices
         memory = -(-row.places.memory_tokens // self.slices)

@@ -19,7 +19,7 @@ from nvlm_train.config.schema import Run
 from nvlm_train.data.loader import build_loader, validation_rows
 from nvlm_train.data.tokenizer import Tokenizer, load_tokenizer
 from nvlm_train.engine.agree import on_every_rank, on_main
-from nvlm_train.engine.checkpoint import VALIDATION_LOSS, CheckpointStore, SaveFacts, load, load_backbone, resolve
+from nvlm_train.engine.checkpoint import VALIDATION_LOSS, CheckpointStore, SaveFacts, load, load_backbones, resolve
 from nvlm_train.engine.folders import is_checkpoint
 from nvlm_train.engine.interface import Engine
 from nvlm_train.engine.manifest import Manifest, fingerprint
@@ -91,10 +91,13 @@ def _train_stage(runs: Sequence[Run], run: Run, start: Start, engine_of: Callabl
 
 def _load_backbones(run: Run, engine: Engine, own: dict) -> None:
     """Vision encoder and language model out of checkpoints of ours, of whatever architecture; files of weights the engine read."""
+    wanted: dict[Path, list[str]] = {}
     for component in ("vision", "language"):
         weights = getattr(run.model, component).weights
         if weights is not None and is_checkpoint(weights):
-            load_backbone(resolve(weights), engine, component, own)
+            wanted.setdefault(resolve(weights), []).append(component)
+    for path, components in wanted.items():     # each is verified and read once, whatever is taken of it
+        load_backbones(path, engine, components, own)
 
 
 def _open_data(run: Run, tokenizer: Tokenizer, engine: Engine, start: Start) -> AbstractContextManager:

@@ -1,5 +1,6 @@
 """Running a script on several gloo processes, with a hard time limit, and making sure that none of them is left."""
 
+import json
 import os
 import signal
 import socket
@@ -39,6 +40,13 @@ def launch(script: Path, ranks: int, *arguments: object, folder: Path, timeout: 
     for pid in survivors:
         os.kill(pid, signal.SIGKILL)
     return Launched(process.returncode, log.read_text(errors="replace"), survivors)
+
+
+def measured(script: Path, folder: Path) -> dict:
+    """What a script of checks measured on one process and wrote as JSON to its first argument."""
+    done = launch(script, 1, folder / "facts.json", folder=folder, timeout=240)
+    assert done.returncode == 0, done.output[-4000:]
+    return json.loads((folder / "facts.json").read_text())
 
 
 def _free_port() -> int:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from nvlm_train.config.compose import compose
 from nvlm_train.contracts import StepBatch
 from nvlm_train.engine.megatron import MegatronEngine
-from nvlm_train.model import cross_attention
+from nvlm_train.model import attention, cross_attention
 from nvlm_train.model.cross_attention import plan_reads, read_memory
 from nvlm_train.model.nvlm import to_device
 from nvlm_train.parallel.groups import clear
@@ -142,7 +142,7 @@ def dense_attention() -> dict:
             parts.append(F.scaled_dot_product_attention(q_, k_, v_).transpose(0, 1))
         return torch.cat(parts)
 
-    cross_attention.varlen_attn = varlen
+    attention.varlen_attn = varlen
     one_call = cross_attention._in_one_call(q, k, v, reads)
     by_span = read_memory(q, k, v, reads)
     nothing = by_span[~mask.any(1)]

@@ -1,11 +1,10 @@
 """What `cross_checks` measured in its own process."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from tests.engine.launching import launch
+from tests.engine.launching import measured
 
 SCRIPT = Path(__file__).parent / "cross_checks.py"
 
@@ -14,10 +13,7 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cross")
-    done = launch(SCRIPT, 1, folder / "facts.json", folder=folder, timeout=240)
-    assert done.returncode == 0, done.output[-4000:]
-    return json.loads((folder / "facts.json").read_text())
+    return measured(SCRIPT, tmp_path_factory.mktemp("cross"))
 
 
 def test_text_only_logits_are_bit_equal_to_the_language_model_alone(facts):

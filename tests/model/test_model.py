@@ -1,13 +1,12 @@
 """What `model_checks` measured in its own process."""
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.engine.launching import launch
+from tests.engine.launching import measured
 
 SCRIPT = Path(__file__).parent / "model_checks.py"
 
@@ -16,10 +15,7 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    done = launch(SCRIPT, 1, folder / "facts.json", folder=folder, timeout=240)
-    assert done.returncode == 0, done.output[-4000:]
-    return json.loads((folder / "facts.json").read_text())
+    return measured(SCRIPT, tmp_path_factory.mktemp("model"))
 
 
 def test_a_tile_is_seen_from_its_first_token_on(facts):
