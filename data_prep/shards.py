@@ -9,7 +9,7 @@ import io
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -17,12 +17,21 @@ import numpy as np
 
 from nvlm_train.contracts import Sample
 from nvlm_train.data.images import image_extension, image_size
-from nvlm_train.data.index import FOLDER_INDEX, ShardEntry, ShardIndex, check_key, write_folder_index, write_shard_index
+from nvlm_train.data.index import (
+    FOLDER_INDEX,
+    ShardEntry,
+    ShardIndex,
+    check_key,
+    read_shard_index,
+    write_folder_index,
+    write_shard_index,
+)
 from nvlm_train.data.records import IMAGE_EXTENSIONS, read_record, write_record
 from nvlm_train.data.shards import ShardFolder, file_sha256
 from nvlm_train.errors import DataError, SampleRefused
 
 _BLOCK = tarfile.BLOCKSIZE
+LONGEST_KEY = 80    # of the 100 bytes that every tar has for a name, the rest for ".123.jpeg"
 
 
 # Writing
@@ -36,14 +45,22 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
         raise DataError(f"{name!r} cannot be a tar member: {error}. Use a shorter key") from error
 
 
-def _write_shard(path: Path, samples: Iterable[Sample]) -> None:
+def check_new_key(key: str) -> None:
+    """Refuse what cannot name a sample of a shard: DataError."""
+    check_key(key, "write_shards")
+    if "." in Path(key).name:
+        raise DataError(f"the key {key!r} has a dot in its last part; webdataset would cut it there")
+    if len(key.encode()) > LONGEST_KEY:
+        raise DataError(f"the key {key[:40]!r}… has {len(key.encode())} bytes, at most {LONGEST_KEY} fit a tar's names")
+
+
+def write_shard(path: Path, samples: Iterable[Sample]) -> None:
+    """Write one tar by rename, the same bytes for the same samples. Raises DataError: a key cannot be one; SampleRefused: no picture."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for sample in samples:
-                check_key(sample.key, "write_shards")
-                if "." in Path(sample.key).name:
-                    raise DataError(f"the key {sample.key!r} has a dot in its last part; webdataset would cut it there")
+                check_new_key(sample.key)
                 names = [f"{sample.key}.{i}.{image_extension(image)}" for i, image in enumerate(sample.images)]
                 _add(tar, f"{sample.key}.json", write_record(sample.turns, [Path(name).name for name in names], sample.meta))
                 for name, image in zip(names, sample.images, strict=True):
@@ -66,7 +83,7 @@ def write_shards(folder: Path | str, samples: Iterable[Sample], samples_per_shar
     stream = iter(samples)
     for number, first in enumerate(stream):
         batch = [first, *islice(stream, samples_per_shard - 1)]
-        _write_shard(folder / f"shard-{number:06d}.tar", batch)
+        write_shard(folder / f"shard-{number:06d}.tar", batch)
     return index_folder(folder)
 
 
@@ -117,7 +134,8 @@ def _size_or_zero(image: bytes) -> tuple[int, int]:
         return 0, 0
 
 
-def _index_shard(path: Path) -> tuple[ShardEntry, ShardIndex]:
+def index_shard(path: Path) -> tuple[ShardEntry, ShardIndex]:
+    """Index one tar. Raises DataError for one that is damaged or unsafe."""
     groups: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in _members(path):
         key, _ = _key_and_suffix(member.name)
@@ -159,6 +177,16 @@ def _image_names(key: str, record: bytes, members: dict[str, tarfile.TarInfo]) -
     return names
 
 
+def refuse_repeated_keys(folder: Path, entries: Sequence[ShardEntry]) -> None:
+    """Raises DataError if a key is in two of the indexed shards."""
+    seen = {}
+    for entry in entries:
+        for key in read_shard_index(folder, entry).keys:
+            if key in seen:
+                raise DataError(f"{folder}: the key {key} is in {seen[key]} and in {entry.name}: keys name samples, make them differ")
+            seen[key] = entry.name
+
+
 def index_folder(folder: Path | str, progress: Callable[[str], None] = lambda shard: None) -> dict:
     """Index every *.tar of a folder, in name order, and return a manifest.
 
@@ -169,19 +197,16 @@ def index_folder(folder: Path | str, progress: Callable[[str], None] = lambda sh
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         raise DataError(f"no *.tar in {folder}: nothing to index")
-    entries, seen, reasons, images, broken = [], {}, Counter(), 0, 0
+    entries, reasons, images, broken = [], Counter(), 0, 0
     for path in paths:
-        entry, index = _index_shard(path)
-        for key in index.keys:
-            if key in seen:
-                raise DataError(f"the key {key} is in {seen[key]} and in {entry.name}: keys name samples, make them differ")
-            seen[key] = entry.name
+        entry, index = index_shard(path)
         write_shard_index(folder, entry, index)
         entries.append(entry)
         reasons.update(reason.partition(":")[0] for reason in index.refused.values())
         images += len(index.images)
         broken += int((index.images[:, 2] == 0).sum())
         progress(entry.name)
+    refuse_repeated_keys(folder, entries)
     write_folder_index(folder, entries)
     return {"shards": len(entries), "samples": sum(entry.samples for entry in entries), "images": images,
             "bytes": sum(entry.size for entry in entries), "refused": dict(sorted(reasons.items())), "broken_images": broken}
