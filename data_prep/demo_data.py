@@ -30,7 +30,7 @@ def shape_captions() -> Iterator[Sample]:
     for picture in easy_vqa_facts.pictures("train"):
         if picture.color and picture.shape:
             caption = phrases.shape_caption(picture.color, picture.shape)
-            yield _sample("easy_vqa", f"caption-{picture.number}", picture.path.read_bytes(),
+            yield question_sample("easy_vqa", f"caption-{picture.number}", picture.path.read_bytes(),
                           [(random_.choice(phrases.CAPTION_REQUESTS), caption)])
 
 
@@ -39,16 +39,25 @@ def shape_conversations() -> Iterator[Sample]:
     random_ = random.Random(f"shape conversations/{SEED}")
     for picture in easy_vqa_facts.pictures("train"):
         questions = random_.sample(picture.questions, min(QUESTIONS, len(picture.questions)))
-        yield _sample("easy_vqa", f"train-{picture.number}", picture.path.read_bytes(), questions)
+        yield question_sample("easy_vqa", f"train-{picture.number}", picture.path.read_bytes(), questions)
 
 
 def shape_test() -> Iterator[Sample]:
     """`TEST` questions of the package's own test split, one to a sample, drawn evenly over its pictures' questions."""
-    asked = [(picture, question) for picture in easy_vqa_facts.pictures("test") for question in picture.questions]
-    chosen = random.Random(f"shape test/{SEED}").sample(range(len(asked)), TEST)
-    for index in sorted(chosen):
+    asked = shape_test_questions()
+    for index in shape_test_chosen(len(asked)):
         picture, question = asked[index]
-        yield _sample("easy_vqa", f"test-{index}", picture.path.read_bytes(), [question])
+        yield question_sample("easy_vqa", f"test-{index}", picture.path.read_bytes(), [question])
+
+
+def shape_test_questions() -> list[tuple[easy_vqa_facts.Picture, tuple[str, str]]]:
+    """All questions of the package's test split, each with its picture."""
+    return [(picture, question) for picture in easy_vqa_facts.pictures("test") for question in picture.questions]
+
+
+def shape_test_chosen(count: int) -> list[int]:
+    """Which of `count` questions the demo asks, ascending."""
+    return sorted(random.Random(f"shape test/{SEED}").sample(range(count), TEST))
 
 
 def transcripts() -> Iterator[Sample]:
@@ -56,22 +65,22 @@ def transcripts() -> Iterator[Sample]:
     random_ = random.Random(f"transcripts/{SEED}")
     for index, (_, text, png) in enumerate(rendered_text.pictures("train", RENDERED, SEED)):
         request = random_.choice(phrases.READING_REQUESTS)
-        yield _sample("rendered_text", f"transcript-{index}", png, [(request, text)])
+        yield question_sample("rendered_text", f"transcript-{index}", png, [(request, text)])
 
 
-def reading_questions(split: str, count: int) -> Iterator[Sample]:
+def reading_questions(split: str, count: int, seed: int = SEED) -> Iterator[Sample]:
     """Pictures of text of one split, each with a question that names the kind of text."""
-    random_ = random.Random(f"reading/{split}/{SEED}")
-    for index, (kind, text, png) in enumerate(rendered_text.pictures(split, count, SEED)):
+    random_ = random.Random(f"reading/{split}/{seed}")
+    for index, (kind, text, png) in enumerate(rendered_text.pictures(split, count, seed)):
         request = random_.choice(phrases.WORD_QUESTIONS if kind == "word" else phrases.NUMBER_QUESTIONS)
-        yield _sample("rendered_text", f"{split}-{index}", png, [(request, text)])
+        yield question_sample("rendered_text", f"{split}-{index}", png, [(request, text)])
 
 
 def puzzle_samples(split: str) -> Iterator[Sample]:
     """Text-only questions of one split."""
     questions = {"train": lambda: puzzles.training(PUZZLES, TEST, SEED), "test": lambda: puzzles.test(TEST, SEED)}[split]()
     for index, (task, question, answer) in enumerate(questions):
-        yield _sample("text_only", f"{split}-{index}", None, [(question, answer)], task)
+        yield question_sample("text_only", f"{split}-{index}", None, [(question, answer)], task)
 
 
 def told_pictures() -> Iterator[Sample]:
@@ -82,16 +91,16 @@ def told_pictures() -> Iterator[Sample]:
             caption = phrases.shape_caption(picture.color, picture.shape)
             asked = random_.sample(picture.questions, 2)
             asked.insert(0, (random_.choice(phrases.CAPTION_REQUESTS), caption))
-            yield _sample("told", f"shape-{picture.number}", None, [(f"{caption}\n{asked[0][0]}", asked[0][1]), *asked[1:]])
+            yield question_sample("told", f"shape-{picture.number}", None, [(f"{caption}\n{asked[0][0]}", asked[0][1]), *asked[1:]])
     for index in range(RENDERED):
         text = random_.choice(phrases.WORDS) if index % 2 else str(random_.randrange(10, 100))
         asked = [(random_.choice(phrases.READING_REQUESTS), text),
                  (random_.choice(phrases.WORD_QUESTIONS if index % 2 else phrases.NUMBER_QUESTIONS), text)]
         random_.shuffle(asked)
-        yield _sample("told", f"text-{index}", None, [(f"{text}\n{asked[0][0]}", asked[0][1]), *asked[1:]])
+        yield question_sample("told", f"text-{index}", None, [(f"{text}\n{asked[0][0]}", asked[0][1]), *asked[1:]])
 
 
-def _sample(source: str, key: str, image: bytes | None, questions: list[tuple[str, str]], task: str | None = None) -> Sample:
+def question_sample(source: str, key: str, image: bytes | None, questions: list[tuple[str, str]], task: str | None = None) -> Sample:
     """A sample of questions and answers; the picture, if any, comes before the first question."""
     turns = [Turn(role, text) for pair in questions for role, text in zip(("user", "assistant"), pair)]
     if image is not None:

