@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml setup.py
 demo: $(STAMP)  ## both stages on real pictures, evaluated, with a report: about ten minutes on two cores
 	$(PY) -m data_prep.demo
 
-demo-all: $(STAMP)  ## NVLM-D, -X and -H on the demo's data, compared on one page: about 20 minutes on two cores
+demo-all: $(STAMP)  ## NVLM-D, -X and -H on the demo's data, compared on one page: about 16 minutes on two cores
 	$(PY) -m data_prep.demo_all
 
 test: $(STAMP)  ## the core suite: at most 15 minutes on two cores

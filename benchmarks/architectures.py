@@ -3,13 +3,18 @@
 Each row is one sample: a picture of six tiles and its thumbnail, and text. What differs is what the paper's section 2.5 compares: the
 length of the sequence, and how far gradients go. In stage 1 (language model frozen) X's stop at its first cross-attention layer.
 
-Seconds are the fastest of several rounds, the architectures taking turns. With --recipe 2b it is a benchmark for a GPU.
+Seconds are the fastest of several rounds, the architectures taking turns. With --recipe 2b it is a benchmark for a GPU. The tiny
+recipe's time goes into calls, not into arithmetic; a size that fits two cores and is mostly arithmetic, as real ones are:
+
+    python -m benchmarks.architectures --words 96 --rows 2 --rounds 3 model.vision.tile_size=64 model.language.hidden=512 \
+        model.language.layers=12 model.language.heads=8 model.language.head_dim=64 model.language.ffn=1408
 """
 
 import argparse
 import io
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -39,12 +44,13 @@ def one_sample(words: int, tile_size: int) -> Sample:
                   (Turn("user", "<image>\n" + "what is it " * (words // 3)), Turn("assistant", "noise " * 8)))
 
 
-def prepare(architecture: str, stage: str, recipe: str, words: int) -> tuple[Run, PackedBatch]:
+def prepare(architecture: str, stage: str, recipe: str, words: int, overrides: Sequence[str]) -> tuple[Run, PackedBatch]:
     """The run and its row, just long enough for the sample."""
     settings = [f"recipe={architecture}_{recipe}", f"stage={stage}", "model.tags.kind=1d", "data.max_tiles=6", "data.format=chat",
                 "data.pack_tiles=7", "data.pack_tokens=16384", "data.max_tokens=16384", "train.clip_grad=1"]
     if recipe not in ("tiny", "demo"):      # sizes only: no weights, no tokenizer of another model needed
         settings += ["model.vision.weights=null", "model.language.weights=null", "model.tokenizer=tiny"]
+    settings += overrides
     run = compose(settings)[0]
     encoder = Encoder(run.model, run.data, load_tokenizer(run.model.tokenizer))
     encoded = encoder.encode(one_sample(words, run.model.vision.tile_size))
@@ -67,13 +73,14 @@ def main() -> int:
     parser.add_argument("--words", type=int, default=48, help="words of the question")
     parser.add_argument("--rows", type=int, default=8, help="rows of a step")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of all three")
     parser.add_argument("--json", metavar="FILE", help="also write the result there")
     options = parser.parse_args()
 
     result: dict = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", **vars(options)}
     print(f"{'stage':<10}{'':<8}{'tokens':>8}{'memory':>8}{'GFLOP/sample':>14}{'ms/sample':>11}{'samples/s':>11}{'over D':>8}")
     for stage in ("pretrain", "sft"):
-        prepared = {name: prepare(name, stage, options.recipe, options.words) for name in ARCHITECTURES}
+        prepared = {name: prepare(name, stage, options.recipe, options.words, options.overrides) for name in ARCHITECTURES}
         best = dict.fromkeys(ARCHITECTURES, float("inf"))
         for _ in range(options.rounds):
             for name, (run, row) in prepared.items():

@@ -1,6 +1,6 @@
 """A pass: what every verb that writes shards does. A source gives samples unit by unit; each is kept, repaired, or rejected.
 
-    OUT/UNIT.tar, UNIT.tar.index.json      the samples that were kept, in order (UNIT-000000.tar ... where a unit is cut up)
+    OUT/UNIT.tar, UNIT.tar.index.safetensors   the samples that were kept, in order (UNIT-000000.tar ... where a unit is cut up)
     OUT/passed/UNIT.json                   what became of the unit's samples; written last, so a unit that has it is done
     OUT/passed/UNIT.rejected.jsonl         a line for each sample that was left out: key, reason, detail
     OUT/manifest.json, index.json          sums over all units, and the index; written when all are done

@@ -21,6 +21,7 @@ from nvlm_train.data.index import (
     FOLDER_INDEX,
     ShardEntry,
     ShardIndex,
+    Strings,
     check_key,
     read_shard_index,
     write_folder_index,
@@ -159,9 +160,9 @@ def index_shard(path: Path) -> tuple[ShardEntry, ShardIndex]:
             except SampleRefused as error:
                 refused[place] = str(error)
             first.append(len(images))
-            digests.append(digest.hexdigest())
-    index = ShardIndex(tuple(groups), np.array(records, dtype=np.int64).reshape(-1, 2), np.array(first, dtype=np.int64),
-                       np.array(images, dtype=np.int64).reshape(-1, 4), tuple(digests), refused)
+            digests.append(digest.digest())
+    index = ShardIndex(Strings.of(list(groups)), np.array(records, dtype=np.int64).reshape(-1, 2), np.array(first, dtype=np.int64),
+                       np.array(images, dtype=np.int64).reshape(-1, 4), np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32), refused)
     return ShardEntry(path.name, path.stat().st_size, file_sha256(path), len(groups)), index
 
 

@@ -1,23 +1,27 @@
 """The index beside plain webdataset tars: where every sample lies, how large its pictures are, and what its bytes hash to.
 
-`index.json` in the folder names the shards with size, SHA-256 and sample count; `SHARD.index.json` beside each shard holds its
-samples. An index is data from outside: everything read from it is checked before it is used.
+`index.json` in the folder names the shards with size, SHA-256 and sample count; `SHARD.index.safetensors` beside each shard holds
+its samples as arrays: a step of a shuffled order touches nearly all shards of a folder, and a million samples of JSON take seconds to
+parse. An index is data from outside: everything read from it is checked before it is used.
 """
 
 import json
 import os
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from nvlm_train.errors import DataError, SampleRefused
 
-FORMAT, VERSION = "nvlm_train shard index", 1
+FORMAT, VERSION = "nvlm_train shard index", 2
 FOLDER_INDEX = "index.json"
-_NO_IMAGES = np.zeros((0, 4), dtype=np.int64)
+_UNSAFE = re.compile(r"^/|^$|(^|/)\.\.(/|$)|[\\\x00-\x09\x0b-\x1f]", re.MULTILINE)    # what `check_key` refuses, over many lines at once
 
 
 def command(folder: Path | str) -> str:
@@ -26,7 +30,7 @@ def command(folder: Path | str) -> str:
 
 
 def shard_index_name(shard: str) -> str:
-    return f"{shard}.index.json"
+    return f"{shard}.index.safetensors"
 
 
 def check_key(key: str, where: str) -> None:
@@ -47,6 +51,35 @@ class ShardEntry:
     samples: int
 
 
+class Strings(Sequence[str]):
+    """Texts as two arrays: UTF-8 bytes end to end, and where each ends. A twentieth of the memory of as many Python strings."""
+
+    def __init__(self, utf8: np.ndarray, ends: np.ndarray):
+        """utf8: uint8 [bytes]; ends: int64 [texts]. Raises ValueError if an end lies outside, or before the one before it."""
+        if len(ends) and (ends[0] < 0 or (np.diff(ends) < 0).any() or ends[-1] != len(utf8)) or not len(ends) and len(utf8):
+            raise ValueError(f"the ends of {len(ends)} texts do not cut {len(utf8)} bytes")
+        self.utf8, self.ends = utf8, ends
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "Strings":
+        encoded = [text.encode() for text in texts]
+        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), np.cumsum([len(text) for text in encoded], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, place: int) -> str:
+        place = range(len(self))[place]
+        start = self.ends[place - 1] if place else 0
+        return self.utf8[start:self.ends[place]].tobytes().decode()
+
+    def __iter__(self) -> Iterator[str]:
+        start, whole = 0, self.utf8.tobytes()
+        for end in self.ends.tolist():
+            yield whole[start:end].decode()
+            start = end
+
+
 @dataclass(frozen=True)
 class ShardIndex:
     """Where the samples of one shard lie.
@@ -55,15 +88,15 @@ class ShardIndex:
     records:      int64 [samples, 2]: offset and size of the json member
     image_first:  int64 [samples + 1]: sample i has the images image_first[i]:image_first[i + 1]
     images:       int64 [images, 4]: offset, size, width, height (upright) of each picture; 0x0 if its header is broken
-    sha256:       per sample, hex, of the json member followed by its pictures
+    sha256:       uint8 [samples, 32]: of the json member followed by its pictures
     refused:      sample -> "reason: detail" of samples known to be unusable
     """
 
-    keys: tuple[str, ...]
+    keys: Strings
     records: np.ndarray
     image_first: np.ndarray
     images: np.ndarray
-    sha256: tuple[str, ...]
+    sha256: np.ndarray
     refused: Mapping[int, str]
 
     def images_of(self, sample: int) -> np.ndarray:
@@ -79,26 +112,24 @@ def refusal(text: str) -> SampleRefused:
 
 def write_json(path: Path, content: dict) -> None:
     """Write by rename, so that a reader never sees half a file. The same bytes for the same content."""
+    write_bytes(path, (json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n").encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write by rename, so that a reader never sees half a file."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")   # several ranks may write the same file
     try:
-        temporary.write_text(json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n", encoding="utf-8")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _read_json(path: Path, folder: Path, what: str) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{folder} has no {what} ({path.name}). Make it with: {command(folder)}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Make it again with: {command(folder)}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+def _check_header(path: Path, content: Mapping, folder: Path) -> None:
+    if content.get("format") != FORMAT:
         raise DataError(f"{path} is not a {FORMAT}. Make it with: {command(folder)}")
     if content.get("version") != VERSION:
         raise DataError(f"{path} has version {content.get('version')}, this program reads {VERSION}. Make it again with: {command(folder)}")
-    return content
 
 
 def write_folder_index(folder: Path, entries: list[ShardEntry]) -> None:
@@ -110,7 +141,14 @@ def read_folder_index(folder: Path) -> list[ShardEntry]:
     """Shards of a folder, in index order. Raises DataError if the index is missing, damaged, or names files elsewhere."""
     if not folder.is_dir():
         raise DataError(f"no folder of shards at {folder}")
-    content = _read_json(folder / FOLDER_INDEX, folder, "index")
+    path = folder / FOLDER_INDEX
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder} has no index ({path.name}). Make it with: {command(folder)}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Make it again with: {command(folder)}") from error
+    _check_header(path, content if isinstance(content, dict) else {}, folder)
     try:
         entries = [ShardEntry(str(s["name"]), int(s["size"]), str(s["sha256"]), int(s["samples"])) for s in content["shards"]]
     except (KeyError, TypeError, ValueError) as error:
@@ -124,34 +162,57 @@ def read_folder_index(folder: Path) -> list[ShardEntry]:
 
 
 def write_shard_index(folder: Path, entry: ShardEntry, index: ShardIndex) -> None:
-    images = [index.images_of(i).tolist() for i in range(len(index.keys))]
-    write_json(folder / shard_index_name(entry.name), {
-        "format": FORMAT, "version": VERSION, "shard": entry.name, "size": entry.size, "sha256": entry.sha256, "keys": list(index.keys),
-        "records": index.records.tolist(), "images": images, "samples_sha256": list(index.sha256),
-        "refused": {str(sample): reason for sample, reason in index.refused.items()}})
+    """Write by rename, the same bytes for the same index."""
+    reasons = Strings.of(list(index.refused.values()))
+    arrays = {"keys": index.keys.utf8, "key_ends": index.keys.ends, "records": index.records, "image_first": index.image_first,
+              "images": index.images, "sha256": index.sha256, "refused": np.array(list(index.refused), dtype=np.int64),
+              "reasons": reasons.utf8, "reason_ends": reasons.ends}
+    about = {"format": FORMAT, "version": VERSION, "shard": entry.name, "size": entry.size, "sha256": entry.sha256}
+    # One entry of metadata: the order of several is not always the same.
+    write_bytes(folder / shard_index_name(entry.name), save(arrays, {"about": json.dumps(about, sort_keys=True)}))
 
 
 def read_shard_index(folder: Path, entry: ShardEntry) -> ShardIndex:
     """Raises DataError if it is missing, damaged, of another shard, or points outside the shard."""
     path = folder / shard_index_name(entry.name)
-    content = _read_json(path, folder, f"index of {entry.name}")
-    if (content.get("size"), content.get("sha256")) != (entry.size, entry.sha256):
-        raise DataError(f"{path} describes another version of {entry.name} than {FOLDER_INDEX}. Make both again with: {command(folder)}")
+    again = f"Make it again with: {command(folder)}"
+    if not path.is_file():
+        raise DataError(f"{folder} has no index of {entry.name} ({path.name}). Make it with: {command(folder)}")
     try:
-        per_sample = content["images"]
-        images = np.array([image for images in per_sample for image in images], dtype=np.int64).reshape(-1, 4)
-        index = ShardIndex(
-            keys=tuple(content["keys"]), records=np.array(content["records"], dtype=np.int64).reshape(-1, 2),
-            image_first=np.concatenate([[0], np.cumsum([len(images) for images in per_sample], dtype=np.int64)]),
-            images=images if len(images) else _NO_IMAGES, sha256=tuple(content["samples_sha256"]),
-            refused={int(sample): str(reason) for sample, reason in content["refused"].items()})
-        lengths = {len(index.keys), len(index.records), len(per_sample), len(index.sha256), entry.samples}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({error!r}). Make it again with: {command(folder)}") from error
-    spans = np.concatenate([index.records, index.images[:, :2]])
-    if len(lengths) != 1 or (spans < 0).any() or (spans.sum(axis=1) > entry.size).any() or (index.images[:, 2:] < 0).any():
-        raise DataError(f"{path} is damaged: counts differ, or a sample lies outside the shard's {entry.size:,} bytes. "
-                        f"Make it again with: {command(folder)}")
-    for key in index.keys:
-        check_key(key, str(path))
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        _check_header(path, about, folder)
+        if (about["size"], about["sha256"]) != (entry.size, entry.sha256):
+            raise DataError(f"{path} describes another version of {entry.name} than {FOLDER_INDEX}. Make both again with: {command(folder)}")
+        index = ShardIndex(Strings(arrays["keys"], arrays["key_ends"]), arrays["records"], arrays["image_first"], arrays["images"],
+                           arrays["sha256"],
+                           dict(zip(arrays["refused"].tolist(), Strings(arrays["reasons"], arrays["reason_ends"]), strict=True)))
+        problem = _problem(index, entry)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:   # UnicodeDecodeError is a ValueError
+        raise DataError(f"{path} is damaged ({error!r}). {again}") from error
+    if problem:
+        raise DataError(f"{path} is damaged: {problem}. {again}")
     return index
+
+
+def _problem(index: ShardIndex, entry: ShardEntry) -> str | None:
+    """What makes an index unusable for its shard, if anything does. Raises ValueError for arrays of other shapes."""
+    samples = len(index.keys)
+    shapes = {"records": (samples, 2), "image_first": (samples + 1,), "images": (len(index.images), 4), "sha256": (samples, 32)}
+    for name, shape in shapes.items():
+        if getattr(index, name).shape != shape:
+            return f"{name} has the shape {list(getattr(index, name).shape)}, {samples:,} keys need {list(shape)}"
+    if samples != entry.samples:
+        return f"it holds {samples:,} samples, {FOLDER_INDEX} says {entry.samples:,}"
+    first = index.image_first
+    if first[0] != 0 or (np.diff(first) < 0).any() or first[-1] != len(index.images):
+        return f"its samples do not share out {len(index.images):,} images"
+    spans = np.concatenate([index.records, index.images[:, :2]])
+    if (spans < 0).any() or (spans.sum(axis=1) > entry.size).any() or (index.images[:, 2:] < 0).any():
+        return f"a sample lies outside the shard's {entry.size:,} bytes"
+    lines = "\n".join(index.keys)
+    if samples and (_UNSAFE.search(lines) or lines.count("\n") != samples - 1):
+        for key in index.keys:
+            check_key(key, entry.name)
+    return None

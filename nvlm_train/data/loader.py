@@ -117,7 +117,7 @@ class StepLoader:
                 if self._closed:
                     return
                 self._planning.note(f"planning slots {start:,} to {start + self._batch - 1:,} (reading shard indexes)")
-                picks = ((n, self.order.at(n)) for n in range(start, start + self._batch))
+                picks = enumerate(self.order.between(start, start + self._batch), start)
                 plan = plan_slots(picks, self._sources, self._encoder.data, self._size, self._multiple)
                 start += self._batch
                 rows = [self._workers.submit(partial(self._build, row)) for row in plan.rows[self._rank]]

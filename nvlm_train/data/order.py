@@ -15,7 +15,9 @@ from functools import lru_cache
 from itertools import accumulate
 from math import floor
 
-from nvlm_train.data.permutation import key_of, permuted
+import numpy as np
+
+from nvlm_train.data.permutation import key_of, permuted_all
 from nvlm_train.errors import ConfigError, DataError
 
 BLOCK = 1000   # slots; weights are therefore rounded to thousandths, and the paper's published weights are exact
@@ -92,15 +94,31 @@ class Order:
 
     def at(self, n: int) -> Pick:
         """The sample of slot n >= 0. Raises DataError beyond a source's epochs, rather than repeating its samples."""
-        if n < 0:
-            raise IndexError(f"slot {n}")
-        source, counter = self._draw(n)
-        chosen = self.sources[source]
-        if counter >= chosen.available:
-            raise DataError(f"slot {n:,} asks {chosen.name} for its sample {counter + 1:,}, and {chosen.epochs:g} epochs of "
-                            f"{chosen.size:,} samples give {chosen.available:,}: lower its weight or train.steps, or raise its epochs")
-        epoch, k = divmod(counter, chosen.size)
-        return Pick(source, permuted(k, chosen.size, key_of("epoch", self.seed, chosen.name, epoch)), epoch)
+        return self.between(n, n + 1)[0]
+
+    def between(self, start: int, end: int) -> list[Pick]:
+        """The samples of the slots from `start` to before `end`. Raises DataError as `at`."""
+        if start < 0:
+            raise IndexError(f"slot {start}")
+        draws = [self._draw(n) for n in range(start, end)]
+        passes: dict[tuple[int, int], list[int]] = {}      # (source, epoch) -> slots, counted from start
+        for i, (source, counter) in enumerate(draws):
+            if counter >= self.sources[source].available:
+                raise self._used_up(start + i, self.sources[source], counter)
+            passes.setdefault((source, counter // self.sources[source].size), []).append(i)
+        picks: list[Pick] = [None] * len(draws)
+        for (source, epoch), slots in passes.items():
+            chosen = self.sources[source]
+            places = np.array([draws[i][1] for i in slots], dtype=np.int64) - epoch * chosen.size
+            samples = permuted_all(places, chosen.size, key_of("epoch", self.seed, chosen.name, epoch))
+            for i, sample in zip(slots, samples.tolist(), strict=True):
+                picks[i] = Pick(source, sample, epoch)
+        return picks
+
+    @staticmethod
+    def _used_up(n: int, source: BlendSource, counter: int) -> DataError:
+        return DataError(f"slot {n:,} asks {source.name} for its sample {counter + 1:,}, and {source.epochs:g} epochs of "
+                         f"{source.size:,} samples give {source.available:,}: lower its weight or train.steps, or raise its epochs")
 
     def drawn(self, slots: int) -> list[int]:
         """Samples that each source gives in the first `slots` slots."""
@@ -133,8 +151,8 @@ class Order:
         key = key_of("block", self.seed, block)
         had = [0] * len(self.quotas)
         places = []
-        for place in range(BLOCK):
-            source = bisect_right(self._ends, permuted(place, BLOCK, key))
+        for slot in permuted_all(np.arange(BLOCK), BLOCK, key).tolist():
+            source = bisect_right(self._ends, slot)
             places.append((source, had[source]))
             had[source] += 1
         return places

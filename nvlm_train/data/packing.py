@@ -4,8 +4,10 @@ All of it is a function of the samples' costs, so every rank computes the same a
 step learns: it only decides which samples share a row.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import numpy as np
 import torch
@@ -33,31 +35,39 @@ class Cost:
 
 
 def pack(costs: Sequence[Cost], max_tokens: int, max_tiles: int) -> list[list[int]]:
-    """Rows of indices into `costs`: best fit, largest first, under both budgets. Deterministic.
+    """Rows of indices into `costs`: best fit, largest first, under both budgets. Deterministic, O(samples x log rows) in practice.
 
-    A sample's size is the larger share it takes of the two budgets; it goes where the least room is left. Raises DataError for a
-    sample that fits no row.
+    A sample's size is the larger share it takes of the two budgets; it goes where the least of that budget is left. Raises
+    DataError for a sample that fits no row.
     """
-    sizes = []
+    sizes, by_tiles = [], []
     for i, cost in enumerate(costs):
         if cost.tokens > max_tokens or cost.tiles > max_tiles:
             raise DataError(f"sample {i} of the step takes {cost.tokens:,} tokens and {cost.tiles} tiles; a row holds {max_tokens:,} "
                             f"(data.pack_tokens) and {max_tiles} (data.pack_tiles)")
-        sizes.append(max(cost.tokens / max_tokens, cost.tiles / max_tiles if max_tiles else 0.0))
+        shares = (cost.tokens / max_tokens, cost.tiles / max_tiles if max_tiles else 0.0)
+        sizes.append(max(shares))
+        by_tiles.append(shares[1] > shares[0])
     rows: list[list[int]] = []
-    free_tokens, free_tiles = np.zeros(len(costs), dtype=np.int64), np.zeros(len(costs), dtype=np.int64)
-    room = np.zeros(len(costs))   # smaller share left of the two budgets
+    free: list[tuple[int, int]] = []                                # row -> tokens, tiles left
+    roomy: tuple[list, list] = ([], [])                             # (left, row) of every row, ascending: by tokens, by tiles
     for i in sorted(range(len(costs)), key=lambda i: (-sizes[i], i)):
-        cost, n = costs[i], len(rows)
-        fits = (free_tokens[:n] >= cost.tokens) & (free_tiles[:n] >= cost.tiles)
-        row = int(np.where(fits, room[:n], np.inf).argmin()) if fits.any() else n
-        if row == n:
-            rows.append([])
-            free_tokens[n], free_tiles[n] = max_tokens, max_tiles
-        rows[row].append(i)
-        free_tokens[row] -= cost.tokens
-        free_tiles[row] -= cost.tiles
-        room[row] = min(free_tokens[row] / max_tokens, free_tiles[row] / max_tiles if max_tiles else 1.0)
+        tokens, tiles = costs[i].tokens, costs[i].tiles
+        ranked, needed = (roomy[1], tiles) if by_tiles[i] else (roomy[0], tokens)
+        for at in range(bisect_left(ranked, (needed, -1)), len(ranked)):
+            row = ranked[at][1]
+            if free[row][0] >= tokens and free[row][1] >= tiles:
+                rows[row].append(i)
+                for axis in (0, 1):
+                    del roomy[axis][bisect_left(roomy[axis], (free[row][axis], row))]
+                break
+        else:
+            row = len(rows)
+            rows.append([i])
+            free.append((max_tokens, max_tiles))
+        free[row] = (free[row][0] - tokens, free[row][1] - tiles)
+        for axis in (0, 1):
+            insort(roomy[axis], (free[row][axis], row))
     return [sorted(row) for row in rows]
 
 
@@ -68,12 +78,13 @@ def deal(rows: Sequence[Sequence[int]], costs: Sequence[Cost], ranks: int, multi
     """
     per_rank = max(1, -(-len(rows) // (ranks * multiple))) * multiple
     dealt: list[list[list[int]]] = [[] for _ in range(ranks)]
-    load = [0] * ranks
     work = [sum(costs[i].work for i in row) for row in rows]
+    with_room = [(0, rank) for rank in range(ranks)]     # a heap of (work so far, rank)
     for row in sorted(range(len(rows)), key=lambda row: (-work[row], row)):
-        rank = min((rank for rank in range(ranks) if len(dealt[rank]) < per_rank), key=lambda rank: (load[rank], rank))
+        load, rank = heappop(with_room)
         dealt[rank].append(list(rows[row]))
-        load[rank] += work[row]
+        if len(dealt[rank]) < per_rank:
+            heappush(with_room, (load + work[row], rank))
     for rank_rows in dealt:
         rank_rows.extend([] for _ in range(per_rank - len(rank_rows)))
     return dealt

@@ -93,7 +93,7 @@ class ShardFolder:
         digest = hashlib.sha256(record)
         for image in images:
             digest.update(image)
-        if digest.hexdigest() != index.sha256[place]:
+        if digest.digest() != index.sha256[place].tobytes():
             raise SampleRefused("changed_bytes", f"{self.where(sample)} is not what was indexed (SHA-256 differs): restore the shard, or "
                                                  f"index it again with: {index_files.command(self.path)}")
         content = read_record(record)

@@ -6,6 +6,7 @@ A row of metrics.jsonl:
     skipped                         the update was not applied
     samples, refused                slots used and slots left empty; together train.global_batch
     tokens, padded_tokens, fill     real tokens; tokens of all rows with their padding; the first over the second
+    imbalance                       useful FLOPs of the replica that had most to do, over the mean, less 1
     tiles                           image tiles that were encoded
     memory_tokens                   tokens beside the sequences that cross-attention reads, tags included (X, H)
     step_s, data_wait_s             seconds of the whole step, and how much of it the slowest rank waited for data
@@ -157,6 +158,11 @@ def _tile_places(tile_starts: np.ndarray, reads: np.ndarray) -> tuple[np.ndarray
     return np.maximum.accumulate(places.clip(min=0)), places[memory] >= 0
 
 
+def _imbalance(work: Sequence[float]) -> float:
+    """How much more than the mean the largest is, as a share of it; 0 if there was nothing to do."""
+    return max(work) * len(work) / sum(work) - 1 if sum(work) else 0.0
+
+
 def make_record(stage: str, done: StepDone, replicas: Sequence[Share], devices: int, peak: float | None,
                 memory: int) -> StepRecord:
     """Joins what the replicas did in one step. memory: bytes that a process has held at most."""
@@ -169,7 +175,9 @@ def make_record(stage: str, done: StepDone, replicas: Sequence[Share], devices: 
         "stage": stage, "step": done.step, "loss": report.loss, "grad_norm": report.grad_norm, "lr": done.lr,
         "skipped": report.skipped, "samples": used, "refused": len(slots) - used,
         "tokens": report.tokens, "padded_tokens": report.padded_tokens, "fill": report.tokens / max(1, report.padded_tokens),
-        "tiles": report.tiles, "memory_tokens": sum(share.memory_tokens for share in replicas), "step_s": seconds, "data_wait_s": max(share.data_wait_s for share in replicas),
+        "imbalance": _imbalance([share.flops.total for share in replicas]), "tiles": report.tiles,
+        "memory_tokens": sum(share.memory_tokens for share in replicas), "step_s": seconds,
+        "data_wait_s": max(share.data_wait_s for share in replicas),
         "samples_per_s": used / seconds, "tokens_per_s": report.tokens / seconds,
         "padded_tokens_per_s": report.padded_tokens / seconds,
         "tflops": {"vit": speed.vision, "connector": speed.connector, "llm": speed.language,

@@ -1,12 +1,13 @@
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvlm_train.data.order import BLOCK, BlendSource, Order, quotas
-from nvlm_train.data.permutation import key_of, permuted
+from nvlm_train.data.permutation import key_of, permuted, permuted_all
 from nvlm_train.errors import ConfigError, DataError
 
 
@@ -118,3 +119,16 @@ def test_the_fingerprint_tells_orders_apart():
         return Order(seed, [BlendSource(**{"name": "a", "size": 10, "weight": 1.0, "content": "x", **change}), BlendSource("b", 10)]).fingerprint
     assert len({of(), of(seed=2), of(name="c"), of(size=11), of(weight=2.0), of(content="y")}) == 6
     assert of() == of(weight=1.0001)   # the same quotas: the same order
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 16, 17, 1000, 999_983, 2**40 + 1])
+def test_places_shuffled_together_are_those_shuffled_alone(n):
+    key = key_of("together", n)
+    places = np.unique(np.linspace(0, n - 1, 300).astype(np.int64))
+    assert permuted_all(places, n, key).tolist() == [permuted(int(place), n, key) for place in places]
+
+
+def test_slots_asked_together_are_those_asked_alone():
+    order = Order(5, [BlendSource("a", 70, 0.7), BlendSource("b", 4000, 0.3)])
+    assert order.between(950, 2100) == [order.at(n) for n in range(950, 2100)]
+    assert {pick.epoch for pick in order.between(950, 2100) if pick.source == 0} > {10, 20}

@@ -6,13 +6,19 @@ import subprocess
 import sys
 import tarfile
 
+import numpy as np
 import pytest
 import webdataset
 from data_toys import conversation, encoded, make_samples, picture
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from data_prep.__main__ import main as data_prep
 from data_prep.shards import index_folder, write_shards
 from nvlm_train.contracts import Sample
+from nvlm_train.data.index import Strings
 from nvlm_train.data.records import write_record
 from nvlm_train.data.shards import ShardFolder
 from nvlm_train.errors import DataError, SampleRefused
@@ -56,7 +62,7 @@ def test_what_is_written_is_read_back(shard_folder):
 
 def test_the_same_samples_give_the_same_bytes(shard_folder, tmp_path):
     manifest = write_shards(tmp_path / "again", make_samples(60), samples_per_shard=25)
-    for path in sorted(shard_folder.glob("*.tar")) + sorted(shard_folder.glob("*index.json")):
+    for path in sorted(shard_folder.glob("*.tar")) + sorted(shard_folder.glob("*index.*")):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
     assert manifest == {"shards": 3, "samples": 60, "images": 48, "bytes": sum(p.stat().st_size for p in shard_folder.glob("*.tar")),
                         "refused": {}, "broken_images": 0}
@@ -203,23 +209,82 @@ def test_bad_samples_are_indexed_and_counted(tmp_path):
     assert shards.image_sizes(6) == [(0, 0)]
 
 
-@pytest.mark.parametrize("damage", ["keys", "offset", "shard name", "json", "version", "generation"])
-def test_a_forged_or_damaged_index_is_refused(copy, damage):
-    path = copy / ("index.json" if damage in ("shard name", "version") else "shard-000000.tar.index.json")
+@pytest.mark.parametrize("damage", ["shard name", "version", "json"])
+def test_a_forged_or_damaged_folder_index_is_refused(copy, damage):
+    path = copy / "index.json"
     content = json.loads(path.read_text())
-    if damage == "keys":
-        content["keys"][3] = "../../evil"
-    elif damage == "offset":
-        content["records"][3][0] = 10**12
-    elif damage == "shard name":
+    if damage == "shard name":
         content["shards"][0]["name"] = "../elsewhere.tar"
     elif damage == "version":
         content["version"] = 99
-    elif damage == "generation":
-        content["sha256"] = "0" * 64
     path.write_text("{" if damage == "json" else json.dumps(content))
     with pytest.raises(DataError, match=str(copy)):
+        ShardFolder(copy, "x")
+
+
+FORGERIES = {
+    "climbing key": ({"keys": lambda array: _put(array, 0, b"../evil")}, "climbs out"),
+    "control character": ({"keys": lambda array: _put(array, 3, b"\n")}, "control characters"),
+    "bytes that are no text": ({"keys": lambda array: _put(array, 3, b"\xff")}, "damaged"),
+    "ends of keys": ({"key_ends": lambda array: array[::-1].copy()}, "do not cut"),
+    "offset": ({"records": lambda array: array + 10**12}, "outside the shard"),
+    "negative size": ({"images": lambda array: -array}, "outside the shard"),
+    "other counts": ({"records": lambda array: array[1:]}, r"shape \[\d+, 2\], \d+ keys"),
+    "image shares": ({"image_first": lambda array: array[::-1].copy()}, "share out"),
+    "missing array": ({"sha256": None}, "damaged"),
+    "reasons": ({"refused": lambda array: np.arange(3)}, "damaged"),
+}
+
+
+def _put(array, at, text):
+    changed = array.copy()
+    changed[at:at + len(text)] = np.frombuffer(text, dtype=np.uint8)
+    return changed
+
+
+def _forge(path, changes, about=None):
+    with safe_open(path, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        header = json.loads(file.metadata()["about"])
+    for name, change in changes.items():
+        if change is None:
+            del arrays[name]
+        else:
+            arrays[name] = change(arrays[name])
+    path.write_bytes(save(arrays, {"about": json.dumps({**header, **(about or {})})}))
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_forged_shard_index_is_refused(copy, forgery):
+    changes, told = FORGERIES[forgery]
+    _forge(copy / "shard-000000.tar.index.safetensors", changes)
+    with pytest.raises(DataError, match=told):
         ShardFolder(copy, "x").read(0)
+
+
+@pytest.mark.parametrize("about, told", [({"version": 99}, "version 99"), ({"sha256": "0" * 64}, "another version"), ({"format": "x"}, "not a")])
+def test_a_shard_index_of_something_else_is_refused(copy, about, told):
+    _forge(copy / "shard-000000.tar.index.safetensors", {}, about)
+    with pytest.raises(DataError, match=told):
+        ShardFolder(copy, "x").read(0)
+
+
+@pytest.mark.parametrize("size", [0, 5, 40, 400])
+def test_a_cut_shard_index_is_refused(copy, size):
+    path = copy / "shard-000000.tar.index.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DataError, match="Make it again"):
+        ShardFolder(copy, "x").read(0)
+
+
+@given(st.lists(st.text(max_size=8), max_size=12))
+def test_strings_are_what_they_were_made_of(texts):
+    strings = Strings.of(texts)
+    assert list(strings) == texts and len(strings) == len(texts)
+    assert [strings[place] for place in range(len(texts))] == texts
+    assert [strings[place] for place in range(-len(texts), 0)] == texts
+    with pytest.raises(IndexError):
+        strings[len(texts)]
 
 
 def test_writing_refuses_what_could_not_be_read(tmp_path, shard_folder):

@@ -49,7 +49,7 @@ def test_a_row_of_figures_adds_up():
     row, slots = sink.records[0].row, sink.records[0].slots
     assert (row["stage"], row["step"], row["loss"], row["grad_norm"], row["lr"]) == ("pretrain", 1, 1.0, 0.5, lr_at(1, run.train))
     assert (row["samples"], row["refused"], row["tokens"], row["padded_tokens"], row["tiles"]) == (1, 1, 10, 16, 1)
-    assert row["fill"] == 10 / 16
+    assert row["fill"] == 10 / 16 and row["imbalance"] == 0
     assert row["tokens_per_s"] * row["step_s"] == pytest.approx(10)
     assert row["padded_tokens_per_s"] * row["step_s"] == pytest.approx(16)
     assert row["samples_per_s"] * row["step_s"] == pytest.approx(1)
@@ -92,6 +92,7 @@ def test_replicas_are_joined_and_model_parallel_ranks_count_once():
     own = useful_flops(MODEL, {"connector"}, sample_work(make_row(), 4))
     assert record.row["tflops"]["total"] * record.row["step_s"] * 4e12 == pytest.approx(own.total + 6e6)
     assert record.row["mfu"] is None
+    assert record.row["imbalance"] == pytest.approx(max(own.total, 6e6) / ((own.total + 6e6) / 2) - 1) and record.row["imbalance"] > 0.1
 
 
 def test_gathering_waits_for_log_every_but_never_past_a_save_or_a_bad_step():
@@ -117,7 +118,7 @@ def test_logs_hold_valid_json_even_of_a_step_that_was_not_finite(tmp_path):
     assert set(rows[0]) == {
         "stage", "step", "loss", "grad_norm", "lr", "skipped", "samples", "refused", "tokens", "padded_tokens", "fill", "tiles",
         "step_s", "data_wait_s", "samples_per_s", "tokens_per_s", "padded_tokens_per_s", "tflops", "mfu", "devices", "peak_memory_gib",
-        "memory_tokens", "source_losses"}
+        "memory_tokens", "imbalance", "source_losses"}
     assert read_rows(tmp_path / SAMPLES) == [
         {"stage": "pretrain", "step": 1, "first_slot": 0, "ids": ["a/s0", "a/s1"], "refused": {}},
         {"stage": "pretrain", "step": 2, "first_slot": 2, "ids": ["a/s2", "a/s3"], "refused": {"2": "too_long"}},
