@@ -130,6 +130,13 @@ def _compare(words: list[str], flags: set[str]) -> int:
     return compare_command(asked, shared, dry_run="--dry-run" in flags)
 
 
+def _data(words: list[str], flags: set[str]) -> int:
+    if len(words) != 2 or words[0] != "audit":
+        raise ConfigError(f"nvlm data audit RUN is the form, got: nvlm data {' '.join(words)}".rstrip())
+    from nvlm_train.training.audit import audit_command
+    return audit_command(Path(words[1]), as_json="--json" in flags)
+
+
 def _leave_job() -> None:
     """Only when all went well: after an error, leaving would wait for ranks that the launcher is about to end."""
     from nvlm_train.parallel.groups import stop
@@ -247,6 +254,10 @@ VERBS = {
                     "Started again, it goes on: what is trained and asked already is left alone. What must be the same in all\n"
                     "designs, and how to read the page: docs/comparison.md.\n\n--dry-run says what would be trained, and stops.",
                     ("--dry-run",)),
+    "data": Verb(_data, "prove what a run was trained on",
+                 "nvlm data audit RUN compares the samples that a run recorded with its plan, slot by slot: each sample used exactly\n"
+                 "as often as planned, whatever was killed and resumed in between. Exit code 1 if anything differs. Preparing data is\n"
+                 "another program: python -m data_prep", ("--json",)),
     "generate": Verb(_generate, "ask a checkpoint about pictures",
                      f"{_CHECKPOINT}\nimage=FILE (several times for several pictures) prompt=\"…\" eval.max_new_tokens=N",
                      ("--json",)),

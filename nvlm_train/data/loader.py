@@ -22,6 +22,7 @@ from nvlm_train.data.encode import Encoder
 from nvlm_train.data.order import BlendSource, Order, Pick
 from nvlm_train.data.permutation import key_of, permuted
 from nvlm_train.data.planning import PlannedSample, build_row, plan_slots
+from nvlm_train.data.shards import ShardFolder
 from nvlm_train.data.sources import Source, open_sources
 from nvlm_train.data.tiling import Scratch
 from nvlm_train.data.tokenizer import Tokenizer
@@ -154,11 +155,12 @@ def _look_at(row: Future) -> tuple[PackedBatch, list[Slot]]:
         raise Empty from None
 
 
-def build_order(run: Run, sources: Sequence[Source]) -> Order:
-    """The order of a stage's samples. Raises ConfigError when finite sources end before the stage does."""
+def build_order(run: Run, folders: Sequence[ShardFolder]) -> Order:
+    """The order of a stage's samples, from its sources' folders. Raises ConfigError when finite ones end before the stage does."""
+    blend = run.data.blend
     order = Order(run.train.seed, [
-        BlendSource(source.name, len(source), run.data.blend[source.name].weight, run.data.blend[source.name].epochs,
-                    source.folder.fingerprint) for source in sources])
+        BlendSource(folder.source, len(folder), blend[folder.source].weight, blend[folder.source].epochs, folder.fingerprint)
+        for folder in folders])
     order.require(run.train.steps * run.train.global_batch)
     return order
 
@@ -172,7 +174,8 @@ def build_loader(run: Run, tokenizer: Tokenizer, rank: int, size: int, start: in
     """
     encoder = Encoder(run.model, run.data, tokenizer)
     sources = open_sources(run.data.blend, encoder)
-    return StepLoader(build_order(run, sources), sources, encoder, global_batch=run.train.global_batch, rank=rank, size=size, start=start,
+    order = build_order(run, [source.folder for source in sources])
+    return StepLoader(order, sources, encoder, global_batch=run.train.global_batch, rank=rank, size=size, start=start,
                       end=run.train.steps * run.train.global_batch, multiple=multiple, stall_s=stall_s)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nvlm_train.training.audit import audit
 from tests.engine.launching import ROOT
 
 pytestmark = pytest.mark.distributed
@@ -87,6 +88,7 @@ def assert_every_slot_once(run_dir: Path, reference: Path) -> None:
         assert [row["first_slot"] for row in steps] == [n * BATCH for n in range(STEPS)]
         assert all(len(row["ids"]) == BATCH for row in steps)
         assert [row["ids"] for row in steps] == [row["ids"] for row in rows(reference, "samples.jsonl") if row["stage"] == stage]
+    assert [(found.steps, found.wrong, found.problems) for found in audit(run_dir)] == [(STEPS, 0, [])] * 2
 
 
 @pytest.fixture(scope="module")
