@@ -55,6 +55,7 @@ class Entry:
     size:      pictures (rows, where there are no pictures) to train on, rounded as published; None where not known for certain
     benchmark: benchmark of the paper whose train split this is: its score is not zero-shot
     held_out:  benchmarks that took questions or pictures from this dataset: what to decontaminate against
+    paper:     whether the paper trained on it; False for datasets that were added
     """
 
     name: str
@@ -69,6 +70,7 @@ class Entry:
     benchmark: str | None = None
     held_out: tuple[str, ...] = field(default=())
     note: str = ""
+    paper: bool = True
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -100,8 +102,13 @@ def entry(name: str, folder: Path = FOLDER) -> Entry:
 
 
 def counts(catalog: Mapping[str, Entry]) -> dict[str, int]:
-    """Stage -> datasets."""
-    return {stage: sum(stage in found.task for found in catalog.values()) for stage in TASKS}
+    """Stage -> datasets of the paper."""
+    return {stage: sum(found.paper and stage in found.task for found in catalog.values()) for stage in TASKS}
+
+
+def in_group(catalog: Mapping[str, Entry], stage: str, group: str) -> list[Entry]:
+    """The paper's datasets of a task group."""
+    return [found for found in catalog.values() if found.paper and found.task.get(stage) == group]
 
 
 class _Loader(yaml.SafeLoader):
@@ -160,6 +167,8 @@ def _wrong(key: str, value: Any) -> str | None:
     if key == "size":
         good = value is None or isinstance(value, int) and not isinstance(value, bool) and value > 0
         return None if good else f"a positive number, or null; found {value!r}"
+    if key == "paper":
+        return None if isinstance(value, bool) else f"true or false; found {value!r}"
     if key == "held_out":
         good = isinstance(value, list) and all(isinstance(name, str) and name for name in value)
         return None if good else f"a list of benchmarks' names; found {value!r}"
