@@ -80,7 +80,8 @@ def test_only_two_datasets_have_no_known_home():
 def test_entries_use_the_whole_vocabulary_and_agree_with_themselves():
     assert {e.convert["family"] for e in CATALOG.values()} == set(FAMILIES)
     assert {e.style for e in CATALOG.values()} == set(STYLES)
-    assert all(e.convert.get("style", e.style) == e.style for e in CATALOG.values())
+    styles = {e.name: ("open" if "text" in e.task else e.style, e.convert["style"]) for e in CATALOG.values() if "style" in e.convert}
+    assert all(own == of_converter for own, of_converter in styles.values()) and len(styles) == 5
     assert all(e.style == "chat" for e in CATALOG.values() if "text" in e.task)
     copies = [e for e in CATALOG.values() if e.copy and e.convert["family"] == "parquet" and e.name != "robut"]
     assert all(e.convert["files"].split("/")[0] == e.copy.split("/")[-1] for e in copies) and len(copies) > 50
@@ -91,6 +92,20 @@ def test_options_of_converters_are_plain_and_stay_in_the_dataset_folder():
         for option in e.convert.values():
             values = option if isinstance(option, list) else [option]
             assert values and all(isinstance(value, str) and not value.startswith("/") and ".." not in value for value in values), e.name
+
+
+def test_converters_take_the_options_of_every_entry():
+    """Five entries have none: their public files need work first, or their layout is not known."""
+    families = pytest.importorskip("data_prep.convert.families", reason="the catalog without the converters").FAMILIES
+    typed = pytest.importorskip("data_prep.convert.options").typed
+    bare = set()
+    for e in CATALOG.values():
+        options = {name: value for name, value in e.convert.items() if name != "family"}
+        if options:
+            typed(e.convert["family"], families[e.convert["family"]], options)
+        else:
+            bare.add(e.name)
+    assert bare == {"wikitablequestions", "dude", "vqa_cd", "poie", "textbook"} and set(families) == set(FAMILIES)
 
 
 # What it refuses
