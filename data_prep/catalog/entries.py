@@ -6,7 +6,7 @@ catalog is read; the options in `convert` belong to the converters and are check
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ TASKS: dict[str, dict[str, str]] = {
         "ocr": "OCR and scene text", "math": "Math",
     },
     "sft": {
-        "captioning": "Captioning", "natural_vqa": "VQA on natural images", "knowledge": "Knowledge",
+        "captioning": "Captioning", "natural_vqa": "VQA on natural images", "knowledge": "General knowledge",
         "visual_reasoning": "Visual reasoning", "chart": "Chart and diagram", "table": "Table", "document": "Document",
         "ocr": "OCR, screens and scene text", "math": "Math", "science": "Science", "visual_instruction": "Visual instruction",
     },
@@ -179,9 +179,13 @@ def _wrong(key: str, value: Any) -> str | None:
 def _wrong_task(value: Any) -> str | None:
     if not isinstance(value, dict) or not value:
         return f"stage and task group, as in {{sft: math}}; found {value!r}"
-    return next((f"{wrong} as a stage" for stage in value if (wrong := _not_one_of(stage, TASKS))), None) or next(
-        (f"{wrong} in {stage}" for stage, group in value.items() if (wrong := _not_one_of(group, TASKS[stage]))), None)
+    for stage, group in value.items():
+        if wrong := _not_one_of(stage, TASKS) or _not_one_of(group, TASKS[stage], f"in {stage}, "):
+            return wrong
+    return None
 
 
-def _not_one_of(value: Any, known: Any) -> str | None:
-    return None if isinstance(value, str) and value in known else f"{value!r} is none of {', '.join(known)}{suggestion(str(value), list(known))}"
+def _not_one_of(value: Any, known: Collection[str], where: str = "") -> str | None:
+    if isinstance(value, str) and value in known:
+        return None
+    return f"{where}{value!r} is none of {', '.join(known)}{suggestion(str(value), list(known))}"
