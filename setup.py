@@ -22,5 +22,6 @@ setup(
         "nvlm_train.training.report": ["page.*"],
         "nvlm_train.comparison": ["compare.*"],
         "data_prep": ["assets/*"],
+        "data_prep.catalog": ["*.yaml"],
     },
 )

@@ -8,6 +8,7 @@ from nvlm_train.errors import NvlmError
 # verb -> (module with `main`, one line of help); modules are imported only when asked for
 VERBS = {
     "index": ("data_prep.shards", "index a folder of webdataset tars, so that training can read it"),
+    "catalog": ("data_prep.catalog_command", "the datasets of the paper: what they are, and how they are read"),
     "preview": ("data_prep.preview", "show samples of an indexed folder as the model will see them"),
 }
 

@@ -75,7 +75,10 @@ def test_installed_wheel_finds_its_recipes(tmp_path):
     (wheel,) = tmp_path.glob("nvlm_train-*.whl")
     held = zipfile.ZipFile(wheel).namelist()
     shipped = {path.relative_to(recipes_dir()).as_posix() for path in recipes_dir().rglob("*.yaml")}
-    assert {name.removeprefix("nvlm_train/recipes/") for name in held if name.endswith(".yaml")} == shipped
+    recipes = "nvlm_train/recipes/"
+    assert {name.removeprefix(recipes) for name in held if name.endswith(".yaml") and name.startswith(recipes)} == shipped
+    assert {name for name in held if name.endswith(".yaml") and not name.startswith(recipes)} == {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "data_prep" / "catalog").glob("*.yaml")}
     assert len(shipped) >= 15
     assert "nvlm_train/assets/tiny_tokenizer.json" in held and "data_prep/tiny.py" in held
     assert not [name for name in held if name.startswith(("tests", "recipes", "benchmarks"))]
