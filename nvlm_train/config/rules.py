@@ -48,13 +48,13 @@ AT_LEAST = {
         "model.language.layers", "model.language.hidden", "model.language.heads", "model.language.kv_heads",
         "model.language.head_dim", "model.language.ffn", "model.language.vocab",
         "train.steps", "train.global_batch", "train.max_bad_steps",
-        "data.max_tokens", "data.pack_tokens", "data.max_tiles", "data.pack_tiles", "data.workers", "data.prefetch",
+        "data.max_tokens", "data.pack_tokens", "data.max_tiles", "data.pack_tiles", "data.prefetch",
         "layout.tensor", "layout.pipeline", "layout.virtual", "layout.context",
         "run.keep_last", "run.log_every", "run.eval_batches", "run.timeout_s",
     ), 1),
     **dict.fromkeys((
         "train.lr", "train.min_lr", "train.warmup_steps", "train.weight_decay", "train.clip_grad", "train.seed",
-        "data.max_refused", "layout.first_stage_layers", "run.save_every", "run.eval_every", "model.init_std",
+        "data.workers", "data.max_refused", "layout.first_stage_layers", "run.save_every", "run.eval_every", "model.init_std",
         "model.connector.resampler_tokens", "model.cross_attention.ffn",
     ), 0),
 }

@@ -138,7 +138,7 @@ class Data:
     pack_tiles: int = 14        # one row, N
     thumbnail: bool = True
     packing: bool = True
-    workers: int = 2            # decoding threads
+    workers: int = 2            # decoding threads; 0: the thread that plans decodes too
     prefetch: int = 2           # steps ahead
     max_refused: float = 0.05   # share of refused samples (after the first 100 slots) that stops the run
 

@@ -33,19 +33,25 @@ class Worker:
 
 
 class Workers:
-    """Runs tasks, each called with the `Worker` that runs it. Results and exceptions come back through futures."""
+    """Runs tasks, each called with the `Worker` that runs it. Results and exceptions come back through futures.
+
+    Without threads (0) a task runs where it is submitted, before `submit` returns.
+    """
 
     def __init__(self, threads: int):
         self._tasks: SimpleQueue[tuple[Future, Callable[[Worker], object]] | None] = SimpleQueue()
         self._workers = [Worker() for _ in range(max(1, threads))]
         self._threads = [threading.Thread(target=self._run, args=(worker,), name=f"nvlm-decode-{i}", daemon=True)
-                         for i, worker in enumerate(self._workers)]
+                         for i, worker in enumerate(self._workers[:threads])]
         for thread in self._threads:
             thread.start()
 
     def submit(self, task: Callable[[Worker], object]) -> Future:
         future: Future = Future()
-        self._tasks.put((future, task))
+        if self._threads:
+            self._tasks.put((future, task))
+        else:
+            self._do(future, task, self._workers[0])
         return future
 
     def longest(self) -> tuple[str, float]:
@@ -66,13 +72,16 @@ class Workers:
 
     def _run(self, worker: Worker) -> None:
         while (item := self._tasks.get()) is not None:
-            future, task = item
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(task(worker))
-            except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to whoever waits for the result
-                future.set_exception(error)
-            finally:
-                worker.rest()
-                del future, task, item   # a waiting thread must not keep the last row's tiles alive
+            self._do(*item, worker)
+            del item    # a waiting thread must not keep the last row's tiles alive
+
+    @staticmethod
+    def _do(future: Future, task: Callable[[Worker], object], worker: Worker) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(task(worker))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to whoever waits for the result
+            future.set_exception(error)
+        finally:
+            worker.rest()

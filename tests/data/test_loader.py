@@ -64,7 +64,7 @@ def test_steps_hold_exactly_their_slots(run, tokenizer):
 
 def test_workers_and_prefetch_change_nothing(run, tokenizer):
     reference = everything(run, tokenizer)
-    for workers, prefetch in ((1, 1), (3, 4)):
+    for workers, prefetch in ((0, 1), (1, 1), (3, 4)):
         other = replace(run, data=replace(run.data, workers=workers, prefetch=prefetch))
         assert all(map(same, reference, everything(other, tokenizer)))
 
@@ -94,6 +94,18 @@ def test_resume_on_other_ranks_repeats_and_loses_nothing(run, tokenizer):
     second = [step for rank in range(2) for step in everything(other, tokenizer, rank, 2, start=first[-1].cursor)]
     seen = Counter(slot.key for step in [*first, *second] for slot in step.slots)
     assert seen == {sample.key: 1 for sample in make_samples(60)}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_every_resume_gives_the_samples_of_the_uninterrupted_run(run, tokenizer, size, workers):
+    """From every step, on any number of ranks, with any number of threads."""
+    whole = [[(slot.n, slot.key) for slot in step.slots] for step in everything(run, tokenizer)]
+    run = replace(run, data=replace(run.data, workers=workers))
+    for done in range(len(whole)):
+        ranks = [everything(run, tokenizer, rank, size, start=done * 8) for rank in range(size)]
+        again = [sorted((slot.n, slot.key) for rank in ranks for slot in rank[step].slots) for step in range(len(whole) - done)]
+        assert again == whole[done:]
 
 
 def test_without_packing_each_sample_has_a_row(run, tokenizer):
