@@ -10,12 +10,13 @@ Needs the `demo` extra. Exit code: that of `nvlm compare`, or 1 if a training fa
 import argparse
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data_prep import tiny
 from data_prep.demo import LANGUAGE, MAX_NEW_TOKENS, VISION
+from nvlm_train.comparison.running import SCORES
 
 DESIGNS = {
     "d": "recipe=nvlm_d_demo",
@@ -37,10 +38,24 @@ def words(folder: Path, designs: Sequence[str], seeds: Sequence[int]) -> list[st
             *(f"eval.tasks.{name}={path}" for name, path in TASKS.items())]
 
 
-def nvlm(arguments: Sequence[str], quiet: bool) -> int:
-    """Run one `nvlm` command; its exit code. What a training says is in the log beside its run directory."""
-    out = subprocess.DEVNULL if quiet else None
-    return subprocess.run([sys.executable, "-m", "nvlm_train", *arguments], stdout=out, check=False).returncode
+def start(arguments: Sequence[str], log: Path) -> subprocess.Popen:
+    """Start one `nvlm` command whose output goes to `log`."""
+    with open(log, "a", encoding="utf-8") as out:
+        return subprocess.Popen([sys.executable, "-m", "nvlm_train", *arguments], stdout=out, stderr=subprocess.STDOUT)
+
+
+def watch(running: Sequence[subprocess.Popen], folder: Path, jobs: Sequence[tuple[str, int]]) -> None:
+    """Tell which trainings are done until all processes have ended."""
+    told: set[tuple[str, int]] = set()
+    while True:
+        over = all(process.poll() is not None for process in running)
+        for name, seed in jobs:
+            if (name, seed) not in told and (folder / name / f"seed-{seed}" / SCORES).is_file():
+                told.add((name, seed))
+                print(f"{time.strftime('%H:%M:%S')}  {len(told)}/{len(jobs)}  {name}, seed {seed} is trained and asked", flush=True)
+        if over:
+            return
+        time.sleep(2)
 
 
 def main(arguments: list[str]) -> int:
@@ -54,17 +69,18 @@ def main(arguments: list[str]) -> int:
         parser.error(f"no design is called {', '.join(sorted(unknown))}; there are {', '.join(DESIGNS)}")
     for dataset in ("demo", "exam"):
         tiny.ensure(dataset)    # before the trainings, which would all make it
-    jobs = [(name, seed) for seed in options.seeds for name in options.designs]
-
-    def train(job: tuple[str, int]) -> bool:
-        name, seed = job
-        code = nvlm(words(options.folder, [name], [seed]), quiet=True)
-        print(f"{name}, seed {seed}: {'done' if code == 0 else f'failed, see {options.folder / name}'}", flush=True)
-        return code == 0
-
-    with ThreadPoolExecutor(options.at_once) as pool:
-        trained = list(pool.map(train, jobs))
-    return nvlm(words(options.folder, options.designs, options.seeds), quiet=False) or int(not all(trained))
+    options.folder.mkdir(parents=True, exist_ok=True)
+    shares = max(1, min(options.at_once, len(options.designs) // 2))     # it takes two designs to compare
+    running = [start(words(options.folder, options.designs[share::shares], options.seeds), options.folder / f"part-{share}.log")
+               for share in range(shares)]
+    try:
+        watch(running, options.folder, [(name, seed) for seed in options.seeds for name in options.designs])
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
+    # All is trained and asked: this only puts it on one page, or goes on where a part broke off.
+    return subprocess.run([sys.executable, "-m", "nvlm_train", *words(options.folder, options.designs, options.seeds)], check=False).returncode
 
 
 if __name__ == "__main__":
