@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from data_prep import tiny
@@ -38,17 +39,20 @@ def words(folder: Path, designs: Sequence[str], seeds: Sequence[int]) -> list[st
             *(f"eval.tasks.{name}={path}" for name, path in TASKS.items())]
 
 
-def start(arguments: Sequence[str], log: Path) -> subprocess.Popen:
-    """Start one `nvlm` command whose output goes to `log`."""
-    with open(log, "a", encoding="utf-8") as out:
-        return subprocess.Popen([sys.executable, "-m", "nvlm_train", *arguments], stdout=out, stderr=subprocess.STDOUT)
+def run_share(folder: Path, designs: Sequence[str], seeds: Sequence[int], share: int, shares: int) -> None:
+    """Train and ask every `shares`-th job: other designs under each seed, so that no share gets all the slow ones."""
+    with open(folder / f"share-{share}.log", "a", encoding="utf-8") as log:
+        for turn, seed in enumerate(seeds):
+            mine = designs[(share + turn) % shares::shares]
+            command = [sys.executable, "-m", "nvlm_train", *words(folder, mine, [seed])]
+            subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
 
 
-def watch(running: Sequence[subprocess.Popen], folder: Path, jobs: Sequence[tuple[str, int]]) -> None:
-    """Tell which trainings are done until all processes have ended."""
+def watch(shares: Sequence[Future], folder: Path, jobs: Sequence[tuple[str, int]]) -> None:
+    """Tell which trainings are done until all shares have ended."""
     told: set[tuple[str, int]] = set()
     while True:
-        over = all(process.poll() is not None for process in running)
+        over = all(share.done() for share in shares)
         for name, seed in jobs:
             if (name, seed) not in told and (folder / name / f"seed-{seed}" / SCORES).is_file():
                 told.add((name, seed))
@@ -71,14 +75,9 @@ def main(arguments: list[str]) -> int:
         tiny.ensure(dataset)    # before the trainings, which would all make it
     options.folder.mkdir(parents=True, exist_ok=True)
     shares = max(1, min(options.at_once, len(options.designs) // 2))     # it takes two designs to compare
-    running = [start(words(options.folder, options.designs[share::shares], options.seeds), options.folder / f"part-{share}.log")
-               for share in range(shares)]
-    try:
+    with ThreadPoolExecutor(shares) as pool:
+        running = [pool.submit(run_share, options.folder, options.designs, options.seeds, share, shares) for share in range(shares)]
         watch(running, options.folder, [(name, seed) for seed in options.seeds for name in options.designs])
-    finally:
-        for process in running:
-            process.terminate()
-            process.wait()
     # All is trained and asked: this only puts it on one page, or goes on where a part broke off.
     return subprocess.run([sys.executable, "-m", "nvlm_train", *words(options.folder, options.designs, options.seeds)], check=False).returncode
 
