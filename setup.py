@@ -21,7 +21,7 @@ setup(
         "nvlm_train": ["assets/*"],
         "nvlm_train.training.report": ["page.*"],
         "nvlm_train.comparison": ["compare.*"],
-        "data_prep": ["assets/*"],
+        "data_prep": ["assets/*", "*.j2"],
         "data_prep.catalog": ["*.yaml"],
     },
 )
