@@ -11,18 +11,17 @@ anywhere, goes on with the units that are not done, and its result does not depe
 
 import dataclasses
 import json
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol, TextIO
 
 import filelock
 
+from data_prep.processes import results_of
 from data_prep.shards import check_new_key, index_shard, refuse_repeated_keys, write_shard
 from nvlm_train.contracts import Sample
 from nvlm_train.data.images import image_extension
@@ -138,7 +137,8 @@ def run_pass(verb: str, source: Source, out: Path, workers: int = 1, samples_per
             _clear(out, missing)
             sums = _tally(out, [name for name in names if name not in missing])
             progress(len(names) - len(missing), len(names), sums)
-            for done, result in enumerate(_results(source, out, missing, samples_per_shard, workers), len(names) - len(missing) + 1):
+            work = partial(_work, source=source, out=out, samples_per_shard=samples_per_shard)
+            for done, result in enumerate(results_of(work, missing, workers, str(out)), len(names) - len(missing) + 1):
                 sums = _added(sums, result)
                 progress(done, len(names), sums)
             return _finish(verb, settings, out, names)
@@ -184,25 +184,7 @@ def _escaped(name: str) -> str:
     return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
-def _results(source: Source, out: Path, units: Sequence[str], samples_per_shard: int | None, workers: int) -> Iterator[dict]:
-    if workers <= 1 or len(units) <= 1:
-        for unit in units:
-            yield _work(source, out, unit, samples_per_shard)
-        return
-    # spawn: threads of this process (of torch, of a progress bar) do not survive a fork, their locks do.
-    with ProcessPoolExecutor(min(workers, len(units)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(_work, source, out, unit, samples_per_shard) for unit in units]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise DataError(f"{out}: a worker process died (killed, or out of memory). Fewer workers need less memory; started again, "
-                            "the pass goes on with the units that are not done") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _work(source: Source, out: Path, unit: str, samples_per_shard: int | None) -> dict:
+def _work(unit: str, source: Source, out: Path, samples_per_shard: int | None) -> dict:
     """Do one unit. Returns its tally, which is also what `passed/UNIT.json` holds."""
     shards = []
     with open(out / PASSED / f"{unit}.rejected.jsonl", "w", encoding="utf-8") as rejections:

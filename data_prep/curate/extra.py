@@ -1,0 +1,14 @@
+"""Packages of the `data` extra, imported when they are needed, so that every other verb works without them."""
+
+import importlib
+from types import ModuleType
+
+from nvlm_train.errors import DataError
+
+
+def package(name: str, needed_for: str) -> ModuleType:
+    """An optional package, imported. Raises DataError that tells how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise DataError(f"{needed_for} needs the package {name}, which cannot be imported ({error}): pip install -e .[data]") from error
