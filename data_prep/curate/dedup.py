@@ -49,7 +49,8 @@ def _told(found: Found, limits: Duplicates) -> list[Table | str]:
     pictures = Table("bits at most", "pairs", title=f"pairs of {found.report['pictures']:,} pictures")
     for point in found.report["hamming_curve"]:
         pictures.add_row(_marked(point["bits"], limits.hamming), f"{point['pairs']:,}")
-    told: list[Table | str] = [f"  {found.report['clusters']:,} clusters, {found.report['candidates']:,} pairs compared", texts, pictures]
+    counts = f"  {found.report['clusters']:,} clusters, {found.report['candidates']:,} pairs compared"
+    told: list[Table | str] = [counts, texts, pictures]
     if found.report["not_compared"]:
         told.append(f"  {found.report['not_compared']:,} pairs stood in crowded buckets and were not compared")
     return told

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def _identical(table: Signatures, limits: Duplicates) -> np.ndarray:
 
 
 def _first_of_each(identical: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """For every usable sample the first one that equals it."""
+    """For every usable sample the first one that equals it: int [usable]."""
     places = np.flatnonzero(usable)
     _, first, inverse = np.unique(identical[usable], return_index=True, return_inverse=True)
     return places[first][inverse]
@@ -83,7 +84,7 @@ def _picture_groups(table: Signatures, most: int) -> tuple[np.ndarray, list[dict
     component = clusters_of(len(hashes), i, j)[of_picture]
     sequences: dict[tuple, int] = {}
     groups = [sequences.setdefault(tuple(component[a:b].tolist()), len(sequences))
-              for a, b in zip(table.picture_first, table.picture_first[1:], strict=False)]
+              for a, b in pairwise(table.picture_first.tolist())]
     equal, pairs = pairs_in_buckets(table.pictures), count[i] * count[j]
     curve = [{"bits": distance, "pairs": equal + int(pairs[bits <= distance].sum())} for distance in range(most + 1)]
     return np.array(groups, dtype=np.int64), curve

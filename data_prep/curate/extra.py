@@ -11,4 +11,4 @@ def package(name: str, needed_for: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise DataError(f"{needed_for} needs the package {name}, which cannot be imported ({error}): pip install -e .[data]") from error
+        raise DataError(f"{needed_for} needs the package {name}, which is not installed ({error}): pip install -e .[data]") from error

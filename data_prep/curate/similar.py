@@ -1,6 +1,7 @@
 """Finding what is alike without comparing everything with everything: equal bands make candidates, and candidates are verified."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def clusters_of(count: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
 def _bands(values: np.ndarray, count: int) -> list[np.ndarray]:
     """The bits of 64-bit hashes cut into `count` numbers each."""
     edges = [64 * number // count for number in range(count + 1)]
-    return [(values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1) for low, high in zip(edges, edges[1:], strict=False)]
+    return [(values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1) for low, high in pairwise(edges)]
 
 
 def _chunks(count: np.ndarray) -> Iterator[np.ndarray]:

@@ -11,7 +11,8 @@ from nvlm_train.contracts import IMAGE_PLACEHOLDER, Sample
 
 # A word; one character of a script that puts no spaces between words; or one sign.
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|(?:(?![\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])\w)+|[^\w\s]")
-_PUNCTUATION = frozenset(".,;:!?\"'()[]{}…‘’“”«»。，、；：！？")   # signs such as + - = / \\ ^ carry the meaning of sums and formulas
+# Signs such as + - = / ^ and the backslash carry the meaning of sums and formulas.
+_PUNCTUATION = frozenset(".,;:!?\"'()[]{}…‘’“”«»。，、；：！？")
 
 
 def words_of(text: str) -> list[str]:
