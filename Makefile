@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml setup.py
 	|| { echo "make: Python 3.11 or 3.12 is needed, not '$(PYTHON)'; name one: make PYTHON=/path/to/python3.12"; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet "$(TORCH)"
-	$(PY) -m pip install --quiet --editable ".[dev,demo,wandb,tensorboard]"
+	$(PY) -m pip install --quiet --editable ".[dev,demo,data,wandb,tensorboard]"
 	@touch $@
 
 demo: $(STAMP)  ## both stages on real pictures, evaluated, with a report: about ten minutes on two cores

@@ -76,12 +76,12 @@ def _detail(match: dict) -> str:
 
 def _told(report: dict, benchmarks: int) -> list[str]:
     counts = report["benchmarks"]
-    lines = [f"  {benchmarks} benchmarks: {counts['items']:,} entries, {counts['pictures']:,} pictures; "
-             f"{report['samples_matched']:,} samples match"]
+    read = f"{benchmarks} benchmarks: {counts['items']:,} entries, {counts['pictures']:,} pictures"
     notes = {"absent_pictures": "pictures that entries name are not in the folder", "broken_pictures": "pictures cannot be decoded",
              "unreadable_items": "entries cannot be read", "common_runs": "runs of words are in too many entries to count",
              "cannot_be_matched": "entries have no picture and too few words (or common ones) to be found"}
-    return lines + [f"  {counts[name]:,} {told}" for name, told in notes.items() if counts[name]]
+    lines = [f"  {counts[name]:,} {told}" for name, told in notes.items() if counts[name]]
+    return [f"  {read}; {report['samples_matched']:,} samples match", *lines]
 
 
 def main(arguments: list[str]) -> int:

@@ -78,7 +78,7 @@ def _first_of_each(identical: np.ndarray, usable: np.ndarray) -> np.ndarray:
 
 
 def _picture_groups(table: Signatures, most: int) -> tuple[np.ndarray, list[dict]]:
-    """A number per sample, the same for those whose pictures might be alike; and how many pairs of pictures differ in at most 0, 1, ... bits."""
+    """A number per sample, the same for those whose pictures might be alike; and how many pairs of pictures differ in so many bits."""
     hashes, of_picture, count = np.unique(table.pictures, return_inverse=True, return_counts=True)
     i, j, bits = near_hashes(hashes, most)
     component = clusters_of(len(hashes), i, j)[of_picture]

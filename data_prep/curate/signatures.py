@@ -6,6 +6,7 @@ these differ. So an interrupted run goes on, and one with other thresholds need 
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -146,7 +147,7 @@ def _read_header(path: Path) -> dict:
     try:
         with np.load(path) as arrays:
             return json.loads(arrays["header"].tobytes())
-    except (OSError, ValueError, KeyError):     # absent, or cut off: it is written again
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):     # absent, or cut off: it is written again
         return {}
 
 

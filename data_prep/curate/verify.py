@@ -42,12 +42,13 @@ def verify(folders: Sequence[Path], chain: bool = False, workers: int = 1) -> li
         if one.manifest and sources and all(source in by_fingerprint for source in sources):
             given = sum(by_fingerprint[source].samples for source in sources)
             if given != one.manifest["in"]:
-                one.problems.append(f"{one.folder}: the pass took in {one.manifest['in']:,} samples, the folders it was made from hold {given:,}")
+                one.problems.append(f"{one.folder}: the pass took in {one.manifest['in']:,} samples, and the folders that it was "
+                                    f"made from hold {given:,}")
     if chain:
         for before, after in pairwise(found):
             if before.fingerprint not in _sources(after.manifest):
-                after.problems.append(f"{after.folder} was not made from {before.folder} as it is now: its manifest names other shards, "
-                                      "or it has none")
+                after.problems.append(f"{after.folder} was not made from {before.folder} as it is now: its manifest names other "
+                                      "shards, or it has none")
     return found
 
 
