@@ -124,7 +124,7 @@ def run_pass(verb: str, source: Source, out: Path, workers: int = 1, samples_per
     in = kept + all rejected. samples_per_shard: None for one shard a unit. progress: told units done, units in all, sums so far.
     Raises DataError: `out` holds something else, another process works there, a unit cannot be read, nothing was kept.
     """
-    settings = json.loads(json.dumps({**source.settings(), "samples_per_shard": samples_per_shard}))    # as it will be read back
+    settings = _settings(source, samples_per_shard)
     names = list(source.units())
     if len(set(names)) != len(names) or any(Path(name).name != name for name in names):
         raise DataError(f"{verb}: units need different plain names, there are {', '.join(names[:5])} …")
@@ -146,8 +146,24 @@ def run_pass(verb: str, source: Source, out: Path, workers: int = 1, samples_per
         raise DataError(f"{out}: another process is working there; wait for it, or choose another folder") from None
 
 
+def _settings(source: Source, samples_per_shard: int | None) -> dict:
+    return json.loads(json.dumps({**source.settings(), "samples_per_shard": samples_per_shard}))    # as it will be read back
+
+
+def refuse_other_work(verb: str, source: Source, out: Path, samples_per_shard: int | None = None) -> None:
+    """Raises DataError if `run_pass` would, since `out` holds something else; for verbs that do much before it."""
+    if out.is_dir():
+        _refuse_other_work(verb, _settings(source, samples_per_shard), out)
+
+
 def _begin(verb: str, settings: Mapping, out: Path) -> None:
     """Note what is done here, or refuse a folder in which something else was begun."""
+    _refuse_other_work(verb, settings, out)
+    if not (out / BEGUN).is_file():
+        write_json(out / BEGUN, {"verb": verb, "settings": settings})
+
+
+def _refuse_other_work(verb: str, settings: Mapping, out: Path) -> None:
     path = out / BEGUN
     if path.is_file():
         begun = json.loads(path.read_text(encoding="utf-8"))
@@ -158,8 +174,6 @@ def _begin(verb: str, settings: Mapping, out: Path) -> None:
             raise DataError(f"{out} was begun differently ({told}). Choose another folder, or remove this one")
     elif strangers := sorted(path.name for path in out.iterdir() if path.name != PASSED):
         raise DataError(f"{out} is not empty ({strangers[0]} lies there) and was not begun by this program: choose a new folder")
-    else:
-        write_json(path, {"verb": verb, "settings": settings})
 
 
 def _done_file(out: Path, unit: str) -> Path:

@@ -36,7 +36,7 @@ class BenchmarkIndex:
     items:      of all benchmarks; `folders` names where each benchmark lies
     questions:  words of each item's question, joined by a space
     grams:      size -> (uint64 [g] ascending, int64 [g] item of each); gram_count int64 [items], runs that count of each item
-    pictures:   uint64 [2 P], pHash of each picture and of its centre; picture_at: (item, place among its pictures), [2 P, 2]
+    pictures:   uint64 [2 P] ascending, pHash of each picture and of its centre; picture_at: (item, place among its pictures), [2 P, 2]
     told:       counts for the report
     """
 
@@ -85,7 +85,8 @@ def _pictures(items: Sequence[Item], places: dict[str, str]) -> tuple[np.ndarray
                     broken += 1
             hashes += known[source]
             at += [(number, place)] * len(known[source])
-    return np.array(hashes, dtype=np.uint64), np.array(at, dtype=np.int64).reshape(-1, 2), broken
+    order = np.argsort(np.array(hashes, dtype=np.uint64), kind="stable")
+    return np.array(hashes, dtype=np.uint64)[order], np.array(at, dtype=np.int64).reshape(-1, 2)[order], broken
 
 
 def _grams(items: Sequence[Item], common: int) -> tuple[dict[int, tuple[np.ndarray, np.ndarray]], np.ndarray, int]:
@@ -110,19 +111,30 @@ def _grams(items: Sequence[Item], common: int) -> tuple[dict[int, tuple[np.ndarr
     return grams, count, dropped
 
 
-def save_index(index: BenchmarkIndex, path: Path) -> str:
-    """Write it for other processes to load. Returns the SHA-256 of its content, by which it is told from another."""
+def _contents(index: BenchmarkIndex) -> tuple[bytes, dict[str, np.ndarray]]:
+    """All that is not an array, as JSON; and the arrays by name."""
     header = json.dumps({"folders": index.folders, "items": [asdict(item) for item in index.items], "questions": index.questions,
                          "sizes": list(index.grams), "told": index.told}, sort_keys=True).encode()
     arrays = {"gram_count": index.gram_count, "pictures": index.pictures, "picture_at": index.picture_at}
     for size, (grams, of_item) in index.grams.items():
         arrays |= {f"grams_{size}": grams, f"items_{size}": of_item}
-    with replacing(path) as file:
-        np.savez(file, header=np.frombuffer(header, dtype=np.uint8), **arrays)
+    return header, arrays
+
+
+def digest_of(index: BenchmarkIndex) -> str:
+    """SHA-256 of all that it holds, by which it is told from another."""
+    header, arrays = _contents(index)
     digest = hashlib.sha256(header)
     for name in sorted(arrays):
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()
+
+
+def save_index(index: BenchmarkIndex, path: Path) -> None:
+    """Write it for other processes to load."""
+    header, arrays = _contents(index)
+    with replacing(path) as file:
+        np.savez(file, header=np.frombuffer(header, dtype=np.uint8), **arrays)
 
 
 @lru_cache(maxsize=1)

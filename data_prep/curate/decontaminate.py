@@ -10,11 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from data_prep.command import existing_folder, parser_of, show_pass
-from data_prep.curate.benchmark_index import Overlap, build_index, save_index
+from data_prep.curate.benchmark_index import Overlap, build_index, digest_of, save_index
 from data_prep.curate.files import Sifted, beside, units_of, write_verdicts
 from data_prep.curate.match_page import write_page
 from data_prep.curate.options import add_options, from_options
 from data_prep.curate.overlaps import scan
+from data_prep.passes import refuse_other_work
 from data_prep.processes import results_of
 from nvlm_train.data.index import write_json
 from nvlm_train.errors import DataError
@@ -33,7 +34,10 @@ def decontaminate(source: Path, out: Path, against: Sequence[Path], limits: Over
     console = console or Console(highlight=False, soft_wrap=True)
     folder, units = beside(out, "decontaminate"), units_of(source)
     index = build_index(against, limits)
-    digest = save_index(index, folder / "benchmarks.npz")
+    digest = digest_of(index)
+    sifted = Sifted(source, folder / "verdicts", {"Overlap": asdict(limits), "benchmarks": digest})
+    refuse_other_work("decontaminate", sifted, out)     # before its reports are overwritten
+    save_index(index, folder / "benchmarks.npz")
     cache = folder / "matches"
     cache.mkdir(exist_ok=True)
     work = partial(scan, folder=source, index_path=folder / "benchmarks.npz", digest=digest, limits=limits, cache=cache)
@@ -41,13 +45,12 @@ def decontaminate(source: Path, out: Path, against: Sequence[Path], limits: Over
         if done * 10 // len(units) > (done - 1) * 10 // len(units):
             console.print(f"decontaminate: scanned {done:,}/{len(units):,}")
     matches, verdicts = _judged(units, cache, limits)
-    write_verdicts(folder / "verdicts", verdicts)
+    write_verdicts(sifted.verdicts, verdicts)
     (folder / MATCHES).write_text("".join(json.dumps(match, ensure_ascii=False) + "\n" for match in matches), encoding="utf-8")
     report = {"benchmarks": index.told, "matches": dict(sorted(Counter(match["reason"] for match in matches).items())),
               "samples_matched": len({match["key"] for match in matches}), "limits": asdict(limits)}
     write_json(folder / REPORT, report)
     write_page(folder / PAGE, matches, source, index.folders)
-    sifted = Sifted(source, folder / "verdicts", {"Overlap": asdict(limits), "benchmarks": digest})
     manifest = show_pass("decontaminate", sifted, out, workers, console=console)
     where = f"  every match: {folder / MATCHES}, with pictures: {folder / PAGE}"
     console.print(*_told(report, len(against)), where, sep="\n", markup=False)

@@ -12,6 +12,7 @@ from data_prep.curate.duplicates import Duplicates, Found, find_duplicates
 from data_prep.curate.files import Sifted, beside, units_of, write_verdicts
 from data_prep.curate.options import add_options, from_options
 from data_prep.curate.signatures import Method, read_signatures, signatures_writer
+from data_prep.passes import refuse_other_work
 from data_prep.processes import results_of
 from nvlm_train.data.index import write_json
 
@@ -27,16 +28,17 @@ def dedup(source: Path, out: Path, limits: Duplicates, workers: int = 1, method:
     """
     console, method = console or Console(highlight=False, soft_wrap=True), method or Method()
     folder, units = beside(out, "dedup"), units_of(source)
+    sifted = Sifted(source, folder / "verdicts", {"Duplicates": asdict(limits), "Method": asdict(method)})
+    refuse_other_work("dedup", sifted, out)     # before its report is overwritten
     cache = folder / "signatures"
     cache.mkdir(exist_ok=True)
     for done, _ in enumerate(results_of(signatures_writer(source, cache, method), units, workers, str(cache)), 1):
         if done == len(units) or done * 10 // len(units) > (done - 1) * 10 // len(units):
             console.print(f"dedup: signatures {done:,}/{len(units):,}")
     found = find_duplicates(read_signatures(units, cache), limits, method)
-    write_verdicts(folder / "verdicts", found.verdicts)
+    write_verdicts(sifted.verdicts, found.verdicts)
     write_json(folder / REPORT, {**found.report, "limits": asdict(limits), "method": asdict(method)})
-    how = {"Duplicates": asdict(limits), "Method": asdict(method)}
-    manifest = show_pass("dedup", Sifted(source, folder / "verdicts", how), out, workers, console=console)
+    manifest = show_pass("dedup", sifted, out, workers, console=console)
     console.print(*_told(found, limits), f"  report: {folder / REPORT}", sep="\n")
     return manifest
 

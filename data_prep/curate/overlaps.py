@@ -19,17 +19,18 @@ from nvlm_train.data.shards import ShardFolder
 from nvlm_train.errors import SampleRefused
 
 VERSION = 1     # of the files
-SHOWN = 3       # entries told of a sample's texts, those with the largest share first
+SHOWN = 3       # entries told of a sample's texts, and of its pictures: the worst ones
 
 
 def scan(unit: str, folder: Path, index_path: Path, digest: str, limits: Overlap, cache: Path) -> None:
     """Matches of one shard's samples to cache/UNIT.json, unless they are there already.
 
-    A match: key, sample (number in its folder), reason, benchmark, item, and by reason: share, text (benchmark_text); bits, image,
-    item_image (benchmark_image); both without share, and question (benchmark_pair).
+    A match: key, reason, benchmark, item; for benchmark_text also share and text; for benchmark_image also bits, image (place in the
+    sample) and item_image; for benchmark_pair the same and question.
     """
     entry_sha = next(entry.sha256 for entry in ShardFolder(folder, "").entries if Path(entry.name).stem == unit)
-    made_from = {"version": VERSION, "sha256": entry_sha, "benchmarks": digest, **asdict(limits)}
+    how = {name: value for name, value in asdict(limits).items() if name != "images"}     # which judges matches, and finds none
+    made_from = {"version": VERSION, "sha256": entry_sha, "benchmarks": digest, **how}
     path = cache / f"{unit}.json"
     if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["made_from"] == made_from:
         return
@@ -79,13 +80,24 @@ class _Seen:
         self._asked.append((sample.key, [" ".join(words_of(turn.text)) for turn in sample.turns if turn.role == "user"]))
 
     def matches(self, index: BenchmarkIndex, limits: Overlap) -> list[dict]:
-        """One for each picture of a sample and entry that has one like it."""
-        nearest: dict[tuple[int, int, int, int], int] = {}
-        i, j, bits = near_between(np.array(self._hashes, dtype=np.uint64), index.pictures, limits.hamming)
-        for mine, theirs, distance in zip(i.tolist(), j.tolist(), bits.tolist(), strict=True):
-            pair = (*self._at[mine], *index.picture_at[theirs].tolist())
-            nearest[pair] = min(distance, nearest.get(pair, 64))
-        return [self._match(pair, distance, index) for pair, distance in sorted(nearest.items())]
+        """Entries that have a picture like one of a sample's: a few of each sample, those that ask the same first, then the nearest."""
+        mine, of_mine = np.unique(np.array(self._hashes, dtype=np.uint64), return_inverse=True)
+        theirs, first = np.unique(index.pictures, return_index=True)
+        last = np.append(first[1:], len(index.pictures))
+        near: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+        for i, j, bits in zip(*(part.tolist() for part in near_between(mine, theirs, limits.hamming)), strict=True):
+            near[i].append((j, bits))
+        nearest: defaultdict[int, dict[tuple[int, int, int], int]] = defaultdict(dict)
+        for number, (sample, place) in zip(of_mine.tolist(), self._at, strict=True):
+            for hash_number, bits in near[number]:
+                for item, item_place in index.picture_at[first[hash_number]:last[hash_number]].tolist():
+                    pair = (place, item, item_place)
+                    nearest[sample][pair] = min(bits, nearest[sample].get(pair, bits))
+        found = []
+        for sample, pairs in sorted(nearest.items()):
+            matches = [self._match((sample, *pair), bits, index) for pair, bits in sorted(pairs.items())]
+            found += sorted(matches, key=lambda match: (match["reason"] != "benchmark_pair", match["bits"]))[:SHOWN]
+        return found
 
     def _match(self, pair: tuple[int, int, int, int], bits: int, index: BenchmarkIndex) -> dict:
         sample, place, item, item_place = pair

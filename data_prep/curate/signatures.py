@@ -9,8 +9,9 @@ import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,13 +97,13 @@ def write_signatures(unit: str, folder: Path, cache: Path, method: Method) -> No
             rows.append(_Row(bytes(32), bytes(32), np.zeros(method.bands, np.uint64), 0, [], np.zeros(0, np.uint64)))
         keys.append(key)
     with replacing(cache / f"{unit}.npy") as file:
-        np.save(file, np.concatenate([row.shingles for row in rows]))
+        np.save(file, np.concatenate([np.zeros(0, np.uint64), *(row.shingles for row in rows)]))
     header = json.dumps({"made_from": made_from, "keys": keys, "refused": refused})
     with replacing(path) as file:   # last: it is what tells that both are there
         np.savez(file, header=np.frombuffer(header.encode(), dtype=np.uint8),
                  text=np.frombuffer(b"".join(row.text for row in rows), dtype=np.uint8).reshape(-1, 32),
                  images=np.frombuffer(b"".join(row.images for row in rows), dtype=np.uint8).reshape(-1, 32),
-                 bands=np.stack([row.bands for row in rows]), answer=np.array([row.answer for row in rows], dtype=np.int64),
+                 bands=np.array([row.bands for row in rows], dtype=np.uint64).reshape(-1, method.bands), answer=np.array([row.answer for row in rows], dtype=np.int64),
                  pictures=np.array([value for row in rows for value in row.pictures], dtype=np.uint64),
                  picture_count=np.array([len(row.pictures) for row in rows], dtype=np.int64),
                  shingle_count=np.array([len(row.shingles) for row in rows], dtype=np.int64))
@@ -128,10 +129,16 @@ def _signature(sample: Sample, method: Method) -> _Row:
 
 def _bands(grams: np.ndarray, method: Method) -> np.ndarray:
     """MinHash of a set, each band of it hashed to 64 bits."""
-    minhash = package("datasketch", "finding texts that are nearly alike").MinHash(method.hashes, seed=1, hashfunc=_low_bits)
+    minhash = _empty_minhash(method.hashes).copy()
     minhash.update_batch(grams.tolist())
     rows = np.ascontiguousarray(minhash.hashvalues.astype("<u4")).reshape(method.bands, -1)
     return np.array([int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "little") for row in rows], dtype=np.uint64)
+
+
+@lru_cache(maxsize=1)
+def _empty_minhash(hashes: int) -> Any:
+    """Drawing its permutations costs ten times as much as using them."""
+    return package("datasketch", "finding texts that are nearly alike").MinHash(hashes, seed=1, hashfunc=_low_bits)
 
 
 def _low_bits(gram_hash: int) -> int:

@@ -109,8 +109,10 @@ def test_signatures_are_kept_and_made_again_only_if_the_shard_changed(tmp_path):
     cache[1].write_bytes(cache[1].read_bytes()[:100])     # as a crash may leave it
     dedup(source, tmp_path / "out", Duplicates())
     assert [path.stat().st_mtime_ns == then for path, then in zip(cache, before, strict=True)] == [False, False, True, True]
+    report = (tmp_path / "out.dedup/report.json").read_text()
     with pytest.raises(DataError, match="begun differently"):
         dedup(source, tmp_path / "out", Duplicates(jaccard=0.5))
+    assert (tmp_path / "out.dedup/report.json").read_text() == report
 
 
 def test_crowded_buckets_are_told(tmp_path):
