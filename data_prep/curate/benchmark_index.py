@@ -21,7 +21,10 @@ LONGEST, SHORTEST = 13, 8   # words of a gram (GPT-3, arXiv:2005.14165, appendix
 
 @dataclass(frozen=True)
 class Overlap:
-    """What counts as a part of a benchmark. Texts are compared in runs of 13 words, or whole if they have 8 to 12."""
+    """What counts as a part of a benchmark. Texts are compared in runs of 13 words, or whole if they have 8 to 12 and no picture.
+
+    A short question about a picture is a form of words (`what is the color of the car on the left`); it counts with its picture.
+    """
 
     common: int = limit(10, "a run of words in more entries than this is a form of words, and counts for nothing", metavar="N")
     share: float = limit(0.0, "least share of an entry's runs that a sample must hold; 0: one run is enough", metavar="SHARE")
@@ -95,7 +98,7 @@ def _grams(items: Sequence[Item], common: int) -> tuple[dict[int, tuple[np.ndarr
     for number, item in enumerate(items):
         for text in item.texts:
             words = words_of(text)
-            if len(words) >= SHORTEST:
+            if len(words) >= (LONGEST if item.pictures else SHORTEST):
                 size = min(len(words), LONGEST)
                 by_size.setdefault(size, []).append((np.unique(gram_hashes(words, size)), number))
     grams, dropped = {}, 0

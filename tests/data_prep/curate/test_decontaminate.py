@@ -61,6 +61,13 @@ def test_texts_of_eight_words_are_compared_whole_and_shorter_ones_are_told(tmp_p
     assert report(tmp_path)["benchmarks"]["cannot_be_matched"] == 1
 
 
+def test_a_short_question_about_a_picture_counts_with_its_picture_only(tmp_path):
+    bench = benchmark(tmp_path, [asked("q", "<image>\nWhat is the colour of the bar on the left?", "red", stored(ONE))])
+    samples = [asked("elsewhere", "What is the colour of the bar on the left?", "blue", stored(OTHER)),
+               asked("there", "What is the colour of the bar on the left?", "red", stored(ONE))]
+    assert cleaned(tmp_path, samples, [bench])[0] == {"there": "benchmark_pair"}
+
+
 def test_forms_of_words_that_many_entries_share_do_not_count(tmp_path):
     form = "Look at the picture and answer the question with the letter of the right choice only"
     bench = benchmark(tmp_path, [asked(f"q{n}", f"{form}: is it number {n}?", "A") for n in range(12)])
