@@ -17,7 +17,7 @@ from nvlm_train.errors import SampleRefused
 class Scoring:
     """A model that scores pictures against answers; samples without pictures are not scored."""
 
-    scorer: str = limit("", "a callable that makes one, none by default; see docs/curation.md", metavar="MODULE:FACTORY")
+    scorer: str = limit("", "what makes one, such as data_prep.curate.clip:load=FOLDER; none", metavar="MODULE:FACTORY")
     min_score: float = limit(0.0, "lowest score that is kept", metavar="SCORE")
 
 

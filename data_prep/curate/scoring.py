@@ -1,7 +1,7 @@
-"""The hook for a model that scores how well text and pictures fit, given as `module:factory` on the command line.
+"""The hook for a model that scores how well text and pictures fit: `module:factory` or `module:factory=ARGUMENT`.
 
-`factory()` is called once in each process and returns a `Scorer`. A CLIP model is the usual one: LAION-400M kept cosines of 0.3
-and more. Such scores favour captions that spell out the letters in a picture (T-MARS, arXiv:2307.03132); text-rich data should
+The factory is called once in each process, with the argument if there is one, and returns a `Scorer`. A CLIP model is the usual one: LAION-400M kept cosines of 0.3
+and more (data_prep/curate/clip.py is one). Such scores favour captions that spell out the letters in a picture (T-MARS, arXiv:2307.03132); text-rich data should
 not be filtered by them at all.
 """
 
@@ -27,13 +27,14 @@ class Scorer(Protocol):
 
 @lru_cache(maxsize=4)
 def load_scorer(spec: str) -> Scorer:
-    """Raises DataError: the spec is not `module:factory`, cannot be imported, or makes nothing that can be called."""
-    module, colon, name = spec.partition(":")
-    if not (module and colon and name):
-        raise DataError(f"--scorer {spec!r}: expected module:factory, such as my_scores.clip:load")
+    """Raises DataError: the spec is not of that form, cannot be imported, or makes nothing that can be called."""
+    module, _, factory = spec.partition(":")
+    name, with_argument, argument = factory.partition("=")
+    if not (module and name):
+        raise DataError(f"--scorer {spec!r}: expected module:factory, such as data_prep.curate.clip:load=FOLDER")
     try:
-        scorer = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError) as error:
+        scorer = getattr(importlib.import_module(module), name)(*([argument] if with_argument else []))
+    except (ImportError, AttributeError, TypeError) as error:
         raise DataError(f"--scorer {spec}: {error}. The module must be importable from here (PYTHONPATH=.)") from error
     if not callable(scorer):
         raise DataError(f"--scorer {spec}: {name}() gave {type(scorer).__name__}, which cannot be called with (images, text)")

@@ -94,8 +94,9 @@ def test_damage_is_repaired_and_counted(damaged, right):
 
 
 @pytest.mark.parametrize("text", [
-    'He said "no" and it\'s fine', "“curly” ‘quotes’", r"$\frac{a}{b} \neq \alpha_{i}$ and \(x^2\)", "&lt;p&gt; &amp; &nbsp;", "ﬁne ﬂow",
-    "全角ＡＢＣ１２３", "naïve café, Ærøskøbing, Привет, 東京 👩‍👩‍👧", "tab\there\nand\n\nlines", "```\nprint('schÃ¶n')\r\n```", "run `cafe\u0301` now",
+    'He said "no" and it\'s fine', "“curly” ‘quotes’", r"$\frac{a}{b} \neq \alpha_{i}$ and \(x^2\)", "&lt;p&gt; &amp; &nbsp;",
+    "ﬁne ﬂow", "全角ＡＢＣ１２３", "naïve café, Ærøskøbing, Привет, 東京 👩‍👩‍👧", "tab\there\nand\n\nlines",
+    "```\nprint('schÃ¶n')\r\n```", "run `cafe\u0301` now",
 ])
 def test_what_is_right_stays_as_it_is(text):
     assert repair(text) == text
@@ -168,7 +169,8 @@ def test_help_shows_every_limit_with_its_default(capsys):
         main(["check", "--help"])
     told = " ".join(capsys.readouterr().out.split())
     for option, default in (("--short-side PX", "(default 28)"), ("--aspect RATIO", "(default 10.0)"),
-                            ("--top-4-gram SHARE", "(default 0.16)"), ("--no-text-repair", "leave text as it is"), ("--max-characters N", "(default 100000)")):
+                            ("--top-4-gram SHARE", "(default 0.16)"), ("--no-text-repair", "leave text as it is"),
+                            ("--max-characters N", "(default 100000)")):
         assert default in told[told.rindex(option):][:200]
 
 

@@ -94,7 +94,8 @@ def _framed(picture: Image.Image) -> Image.Image:
 
 def test_the_question_about_the_picture_is_the_graver_match(tmp_path):
     samples = [asked("pair", "<image>\nWhat colour is it? Answer with one word.", "red", stored(ONE, "JPEG")),
-               asked("asked otherwise", "What is that colour?", "red", stored(ONE)), asked("asked elsewhere", "What colour is it?", "red", stored(OTHER))]
+               asked("asked otherwise", "What is that colour?", "red", stored(ONE)),
+               asked("asked elsewhere", "What colour is it?", "red", stored(OTHER))]
     left_out, matches = cleaned(tmp_path, samples)
     assert left_out == {"pair": "benchmark_pair", "asked otherwise": "benchmark_image"}
     assert matches[0]["reason"] == "benchmark_pair" and matches[0]["question"] == "\nWhat colour is it?"
@@ -120,7 +121,8 @@ def test_benchmarks_in_files(tmp_path):
     (folder / "images").mkdir(parents=True)
     for name in ("COCO_val_000000000042.png", "b.png", "alone.png"):
         (folder / "images" / name).write_bytes(stored(ONE))
-    rows = [{"question_id": 7, "question": "a\u2028b", "image_id": 42}, {"prompt": "c", "image": "images/b.png"}, {"text": "d", "image": "gone.jpg"}]
+    rows = [{"question_id": 7, "question": "a\u2028b", "image_id": 42}, {"prompt": "c", "image": "images/b.png"},
+            {"text": "d", "image": "gone.jpg"}]
     (folder / "1.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n")
     (folder / "2.json").write_text(json.dumps({"info": {}, "questions": [{"question": "e", "image": ["b", "images/alone.png"]}]}))
     (folder / "3.json").write_text(json.dumps({"p1": {"problem": "f"}, "p2": {"problem": "g"}}))

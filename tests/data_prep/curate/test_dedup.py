@@ -50,7 +50,8 @@ def test_the_longest_answer_stays_and_of_equal_ones_the_first(tmp_path):
 
 def test_pictures_and_text_must_both_match(tmp_path):
     samples = [asked("a", "What colour?", "red", ONE), asked("b", "What colour?", "blue", ONE), asked("c", "What colour?", "red", OTHER),
-               asked("d", "What colour?", "red", ONE, OTHER), asked("e", "What colour?", "red", OTHER, ONE), asked("f", "What colour?", "red")]
+               asked("d", "What colour?", "red", ONE, OTHER), asked("e", "What colour?", "red", OTHER, ONE),
+               asked("f", "What colour?", "red")]
     assert deduplicated(tmp_path, samples)[0] == {}
 
 
@@ -69,7 +70,8 @@ def test_sums_and_formulas_that_differ_in_signs_differ(tmp_path):
 def test_flat_pictures_match_only_themselves(tmp_path):
     white, black = (stored(Image.new("RGB", (64, 64), colour)) for colour in ("white", "black"))
     assert picture_hash(white) != picture_hash(black)
-    samples = [asked("a", "What is it?", "a page", white), asked("b", "What is it?", "a page", black), asked("c", "What is it?", "a page", white)]
+    samples = [asked("a", "What is it?", "a page", white), asked("b", "What is it?", "a page", black),
+               asked("c", "What is it?", "a page", white)]
     assert deduplicated(tmp_path, samples)[0] == {"c": "exact_duplicate"}
 
 
