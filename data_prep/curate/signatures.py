@@ -83,7 +83,7 @@ class Signatures:
 
 
 def write_signatures(unit: str, folder: Path, cache: Path, method: Method) -> None:
-    """Signatures of one shard, unless they are there already. Raises DataError: a package of the `data` extra is missing."""
+    """Signatures of one shard to UNIT.npy (shingles) and UNIT.npz (all else), unless they are there already. Raises DataError: a package of the `data` extra is missing."""
     made_from = _made_from(folder, unit, method)
     path = cache / f"{unit}.npz"
     if _read_header(path).get("made_from") == made_from and (cache / f"{unit}.npy").is_file():
@@ -96,6 +96,7 @@ def write_signatures(unit: str, folder: Path, cache: Path, method: Method) -> No
             refused[len(rows)] = [refusal.reason, refusal.detail]
             rows.append(_Row(bytes(32), bytes(32), np.zeros(method.bands, np.uint64), 0, [], np.zeros(0, np.uint64)))
         keys.append(key)
+    path.unlink(missing_ok=True)
     with replacing(cache / f"{unit}.npy") as file:
         np.save(file, np.concatenate([np.zeros(0, np.uint64), *(row.shingles for row in rows)]))
     header = json.dumps({"made_from": made_from, "keys": keys, "refused": refused})
@@ -103,7 +104,8 @@ def write_signatures(unit: str, folder: Path, cache: Path, method: Method) -> No
         np.savez(file, header=np.frombuffer(header.encode(), dtype=np.uint8),
                  text=np.frombuffer(b"".join(row.text for row in rows), dtype=np.uint8).reshape(-1, 32),
                  images=np.frombuffer(b"".join(row.images for row in rows), dtype=np.uint8).reshape(-1, 32),
-                 bands=np.array([row.bands for row in rows], dtype=np.uint64).reshape(-1, method.bands), answer=np.array([row.answer for row in rows], dtype=np.int64),
+                 bands=np.array([row.bands for row in rows], dtype=np.uint64).reshape(-1, method.bands),
+                 answer=np.array([row.answer for row in rows], dtype=np.int64),
                  pictures=np.array([value for row in rows for value in row.pictures], dtype=np.uint64),
                  picture_count=np.array([len(row.pictures) for row in rows], dtype=np.int64),
                  shingle_count=np.array([len(row.shingles) for row in rows], dtype=np.int64))

@@ -38,7 +38,8 @@ def report(tmp_path):
 def test_a_question_inside_a_longer_text_is_found(tmp_path):
     left_out, matches = cleaned(tmp_path, [
         asked("verbatim", QUESTION, "three"), asked("inside", f"Read this. {QUESTION.upper().replace('?', ' !')} Answer.", "x"),
-        asked("answer", "Repeat.", QUESTION), asked("part", "So: how many of the seven blue bars on the left are longer than others?", "x"),
+        asked("answer", "Repeat.", QUESTION),
+        asked("part", "So: how many of the seven blue bars on the left are longer than others?", "x"),
         asked("short part", "How many of the seven blue bars are red?", "x"), asked("split", QUESTION[:50], QUESTION[50:])])
     assert left_out == {key: "benchmark_text" for key in ("verbatim", "inside", "answer", "part")}
     shares = {match["key"]: match["share"] for match in matches}

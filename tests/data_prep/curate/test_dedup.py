@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from curate_toys import LONG, asked, folder_of, raw_folder, read_all, reasons, record, scene, stored, varied
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -56,7 +56,8 @@ def test_pictures_and_text_must_both_match(tmp_path):
 
 
 def test_pictures_alone_decide_if_asked_to(tmp_path):
-    samples = [asked("a", "What colour?", "red", ONE), asked("b", "How many?", "three bars", RECOMPRESSED), asked("c", "What?", "x", OTHER),
+    samples = [asked("a", "What colour?", "red", ONE), asked("b", "How many?", "three bars", RECOMPRESSED),
+               asked("c", "What?", "x", OTHER),
                asked("t", "Say it", LONG), asked("u", "Say it", LONG), asked("v", "Say something else", "no")]
     left_out, _ = deduplicated(tmp_path, samples, match="images")
     assert left_out == {"a": "near_duplicate", "u": "exact_duplicate"}
@@ -140,6 +141,7 @@ def _with_neighbours(drawn) -> np.ndarray:
     return np.array(sorted(values), dtype=np.uint64)
 
 
+@settings(deadline=None)
 @given(drawn=HASHES, most=st.integers(0, 8))
 def test_no_near_pair_is_missed(drawn, most):
     values = _with_neighbours(drawn)
@@ -154,6 +156,7 @@ def test_no_near_pair_is_missed(drawn, most):
         pair: d for pair, d in crossed.items() if d <= most}
 
 
+@settings(deadline=None)
 @given(keys=st.lists(st.integers(0, 5), max_size=30), window=st.integers(1, 40))
 def test_buckets_give_every_pair_within_the_window_once(keys, window):
     found = [pair for i, j in bucket_pairs(np.array(keys, dtype=np.uint64), window) for pair in zip(i.tolist(), j.tolist(), strict=True)]

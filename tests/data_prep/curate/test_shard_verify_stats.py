@@ -161,7 +161,8 @@ def test_counts_and_histograms(tmp_path):
     assert found["aspect"] == {"1": 1, "1.25": 0, "1.5": 0, "2": 1, "3": 2, "4": 0, "6": 0, "10": 0}
     assert found["tiles_per_image"] == {"1": 1, "3": 1, "4": 2}     # 64x64 alone; 2x1, 3x1 and 1x3 with thumbnails
     assert found["answer_characters"]["100"] == 4 and found["width"] == {"0": 40, "5": 40, "50": 100, "95": 300, "99": 300, "100": 300}
-    assert found["tasks"]["vqa"] == {"samples": 3, "images": 4, "answers": 3, "different_answers": 2, "most_common": [["yes", 2], ["no", 1]]}
+    assert found["tasks"]["vqa"] == {"samples": 3, "images": 4, "answers": 3, "different_answers": 2,
+                                     "most_common": [["yes", 2], ["no", 1]]}
     assert found["tasks"]["(none)"]["samples"] == 1
 
 
