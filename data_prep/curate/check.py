@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from data_prep.command import existing_folder, parser_of, show_pass
 from data_prep.curate.conversation import Text, check_turns
+from data_prep.curate.extra import package
 from data_prep.curate.options import add_options, from_options, limit
 from data_prep.curate.pictures import Pictures, check_picture
 from data_prep.curate.repetition import Repetition, refuse_repetition
@@ -55,5 +56,7 @@ def main(arguments: list[str]) -> int:
     judge = Check(*(from_options(kind, options) for kind in (Pictures, Text, Repetition, Scoring)))
     if judge.scoring.scorer:
         load_scorer(judge.scoring.scorer)   # before any process starts
+    if judge.text.text_repair:
+        package("ftfy", "the repair of text (--no-text-repair leaves it out)")
     show_pass("check", Judged(existing_folder(options.source, "check"), judge), options.out, options.workers)
     return 0

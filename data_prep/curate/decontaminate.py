@@ -11,6 +11,7 @@ from rich.console import Console
 
 from data_prep.command import existing_folder, parser_of, show_pass
 from data_prep.curate.benchmark_index import Overlap, build_index, digest_of, save_index
+from data_prep.curate.extra import require
 from data_prep.curate.files import Sifted, beside, units_of, write_verdicts
 from data_prep.curate.match_page import write_page
 from data_prep.curate.options import add_options, from_options
@@ -31,6 +32,7 @@ def decontaminate(source: Path, out: Path, against: Sequence[Path], limits: Over
     OUT.decontaminate gets every match (matches.jsonl), counts (report.json) and a page with the pairs of pictures (matches.html).
     Raises DataError: a benchmark cannot be read, packages of the `data` extra are missing; and as `run_pass`.
     """
+    require("decontaminate", "imagehash")
     console = console or Console(highlight=False, soft_wrap=True)
     folder, units = beside(out, "decontaminate"), units_of(source)
     index = build_index(against, limits)

@@ -1,6 +1,5 @@
 """Verb `dedup`: of samples that say the same, the one with the longest answers stays."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,12 +8,14 @@ from rich.table import Table
 
 from data_prep.command import existing_folder, parser_of, show_pass
 from data_prep.curate.duplicates import Duplicates, Found, find_duplicates
+from data_prep.curate.extra import require
 from data_prep.curate.files import Sifted, beside, units_of, write_verdicts
 from data_prep.curate.options import add_options, from_options
 from data_prep.curate.signatures import Method, read_signatures, signatures_writer
 from data_prep.passes import refuse_other_work
 from data_prep.processes import results_of
 from nvlm_train.data.index import write_json
+from nvlm_train.errors import DataError
 
 REPORT = "report.json"
 
@@ -26,6 +27,7 @@ def dedup(source: Path, out: Path, limits: Duplicates, workers: int = 1, method:
     Signatures are made shard by shard and kept in OUT.dedup; clusters are found once over all of them; then shards are written.
     Raises DataError as `run_pass`, or if a package of the `data` extra is missing.
     """
+    require("dedup", "datasketch", "imagehash", "scipy")
     console, method = console or Console(highlight=False, soft_wrap=True), method or Method()
     folder, units = beside(out, "dedup"), units_of(source)
     sifted = Sifted(source, folder / "verdicts", {"Duplicates": asdict(limits), "Method": asdict(method)})
@@ -45,7 +47,7 @@ def dedup(source: Path, out: Path, limits: Duplicates, workers: int = 1, method:
 
 def _told(found: Found, limits: Duplicates) -> list[Table | str]:
     """The curves, for a person: where a threshold stands in them says more than what it removes."""
-    texts = Table("Jaccard at least", "pairs", "chance to be found", title="pairs of texts whose pictures are alike")
+    texts = Table("Jaccard at least", "pairs", "chance to be found", title="pairs of different samples whose pictures are alike")
     for point in found.report["jaccard_curve"]:
         texts.add_row(_marked(point["jaccard"], limits.jaccard), f"{point['pairs']:,}", f"{point['chance']:.1%}")
     pictures = Table("bits at most", "pairs", title=f"pairs of {found.report['pictures']:,} pictures")
@@ -69,7 +71,6 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     limits = from_options(Duplicates, options)
     if not 0 < limits.jaccard <= 1 or not 0 <= limits.hamming <= 16:
-        print(f"--jaccard {limits.jaccard:g} lies between 0 and 1, --hamming {limits.hamming} between 0 and 16", file=sys.stderr)
-        return 2
+        raise DataError(f"--jaccard {limits.jaccard:g} lies between 0 and 1, --hamming {limits.hamming} between 0 and 16")
     dedup(existing_folder(options.source, "dedup"), options.out, limits, options.workers)
     return 0

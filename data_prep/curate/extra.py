@@ -3,6 +3,8 @@
 import importlib
 from types import ModuleType
 
+import numpy as np
+
 from nvlm_train.errors import DataError
 
 
@@ -12,3 +14,11 @@ def package(name: str, needed_for: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise DataError(f"{needed_for} needs the package {name}, which is not installed ({error}): pip install -e .[data]") from error
+
+
+def require(verb: str, *names: str) -> None:
+    """Raises DataError now, rather than in the middle of the work, if a verb could not be carried out."""
+    for name in names:
+        package(name, verb)
+    if not hasattr(np, "bitwise_count"):
+        raise DataError(f"{verb} needs numpy 2 or newer, this is {np.__version__}: pip install -e .[data]")

@@ -83,7 +83,10 @@ class Signatures:
 
 
 def write_signatures(unit: str, folder: Path, cache: Path, method: Method) -> None:
-    """Signatures of one shard to UNIT.npy (shingles) and UNIT.npz (all else), unless they are there already. Raises DataError: a package of the `data` extra is missing."""
+    """Signatures of one shard to UNIT.npy (shingles) and UNIT.npz (all else), unless they are there already.
+
+    Raises DataError: a package of the `data` extra is missing.
+    """
     made_from = _made_from(folder, unit, method)
     path = cache / f"{unit}.npz"
     if _read_header(path).get("made_from") == made_from and (cache / f"{unit}.npy").is_file():

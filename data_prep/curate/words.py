@@ -11,14 +11,17 @@ from nvlm_train.contracts import IMAGE_PLACEHOLDER, Sample
 
 # A word; one character of a script that puts no spaces between words; or one sign.
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|(?:(?![\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])\w)+|[^\w\s]")
-# Signs such as + - = / ^ and the backslash carry the meaning of sums and formulas.
-_PUNCTUATION = frozenset(".,;:!?\"'()[]{}…‘’“”«»。，、；：！？")
+_MEANT = frozenset("-/\\*%&#@_")     # punctuation to Unicode, and yet a part of sums, formulas and names, as + = < ^ are
 
 
 def words_of(text: str) -> list[str]:
     """Words of a text after NFC and case folding, without placeholders and punctuation."""
     folded = unicodedata.normalize("NFC", text.replace(IMAGE_PLACEHOLDER, " ")).casefold()
-    return [word for word in _WORDS.findall(folded) if word not in _PUNCTUATION]
+    return [word for word in _WORDS.findall(folded) if not _is_punctuation(word)]
+
+
+def _is_punctuation(word: str) -> bool:
+    return len(word) == 1 and word not in _MEANT and unicodedata.category(word).startswith("P")
 
 
 def sample_words(sample: Sample) -> list[str]:

@@ -31,13 +31,15 @@ def test_broken_members_are_left_out_each_for_its_reason(tmp_path):
         "badjson.json": b'{"turns": [',
         "latin.json": record("Where?", "Köln").decode("unicode_escape").encode("latin-1"),
         "half.json": record("What?", "x").replace(b'"x"', b'"\\ud83d"'),
+        "pair.json": record("What?", "x").replace(b'"x"', b'"\\ud83d\\ude00"'),
         "absent.json": record("What?", "Bars.", "absent.0.jpg"),
     })
     manifest = checked(source, tmp_path / "out")
     assert reasons(tmp_path / "out") == {
         "cut": "broken_image", "hole": "broken_image", "empty": "broken_image", "html": "broken_image", "nojson": "missing_json",
         "badjson": "bad_json", "latin": "bad_json", "half": "bad_json", "absent": "missing_image"}
-    assert manifest["in"] == 10 and manifest["kept"] == 1
+    assert manifest["in"] == 11 and manifest["kept"] == 2
+    assert read_all(tmp_path / "out")["pair"].turns[1].text == "\N{GRINNING FACE}"
     assert read_all(tmp_path / "out")["good"].images == (GOOD,)
 
 

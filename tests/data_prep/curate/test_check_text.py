@@ -113,6 +113,16 @@ def test_a_missing_package_is_told_with_the_remedy(monkeypatch):
     assert repair("plain") == "plain"
 
 
+@pytest.mark.parametrize("verb, missing", [("check", "ftfy"), ("dedup", "datasketch"), ("dedup", "imagehash"),
+                                           ("decontaminate", "imagehash")])
+def test_verbs_tell_what_is_missing_before_they_write(verb, missing, monkeypatch, tmp_path, capsys):
+    source = folder_of(tmp_path / "in", [asked("a", "?", "x")])
+    monkeypatch.setitem(sys.modules, missing, None)
+    more = ["--against", str(source)] if verb == "decontaminate" else []
+    assert main([verb, str(source), str(tmp_path / "out"), *more]) == 2
+    assert f"needs the package {missing}" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_repetition_in_long_answers():
     with pytest.raises(SampleRefused, match="99% of the lines stood before, the limit is 30%"):
         refuse_repetition("the same line again\n" * 100, Repetition())

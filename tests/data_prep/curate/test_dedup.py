@@ -173,5 +173,6 @@ def test_clusters_join_chains():
 def test_jaccard_and_words():
     assert jaccard(shingles(["a"], 5), shingles(["a"], 5)) == 1 and jaccard(shingles([], 5), shingles([], 5)) == 1
     assert jaccard(np.array([1, 2, 3], np.uint64), np.array([2, 3, 4], np.uint64)) == 0.5
-    assert words_of("Straße, „Ünïcode“ don't 3.14 東京x <image>") == ["strasse", "„", "ünïcode", "don", "t", "3", "14", "東", "京", "x"]
+    assert words_of("Straße, „Ünïcode“ don't 3.14 東京x <image>") == ["strasse", "ünïcode", "don", "t", "3", "14", "東", "京", "x"]
+    assert words_of(r"\frac{a}{b} - 50% _x_ «ja» 「日」!") == ["\\", "frac", "a", "b", "-", "50", "%", "_x_", "ja", "日"]
     assert Method(bands=14).chance(0.8) == pytest.approx(0.924, abs=1e-3)
