@@ -39,7 +39,8 @@ class BenchmarkIndex:
     items:      of all benchmarks; `folders` names where each benchmark lies
     questions:  words of each item's question, joined by a space
     grams:      size -> (uint64 [g] ascending, int64 [g] item of each); gram_count int64 [items], runs that count of each item
-    pictures:   uint64 [2 P] ascending, pHash of each picture and of its centre; picture_at: (item, place among its pictures), [2 P, 2]
+    pictures:   uint64 [p] ascending, pHashes of all pictures and their centres
+    picture_at: int64 [p, 2], item and place among its pictures
     told:       counts for the report
     """
 
@@ -65,9 +66,9 @@ def build_index(folders: Sequence[Path], limits: Overlap) -> BenchmarkIndex:
             raise DataError(f"{folder} holds no entry that can be read")
         items += found
     places = {folder.resolve().name: str(folder.resolve()) for folder in folders}
-    pictures, picture_at, broken = _pictures(items, places)
+    pictures, picture_at, counts = _pictures(items, places)
     grams, gram_count, dropped = _grams(items, limits.common)
-    told = {"items": len(items), "pictures": len(pictures) // 2, "broken_pictures": broken, "absent_pictures": reading.absent,
+    told = {"items": len(items), **counts, "absent_pictures": reading.absent,
             "unreadable_items": reading.refused, "common_runs": dropped,
             "by_picture_only": int(((gram_count == 0) & np.array([bool(item.pictures) for item in items])).sum()),
             "cannot_be_matched": int(((gram_count == 0) & np.array([not item.pictures for item in items])).sum())}
@@ -75,7 +76,8 @@ def build_index(folders: Sequence[Path], limits: Overlap) -> BenchmarkIndex:
                           pictures, picture_at, told)
 
 
-def _pictures(items: Sequence[Item], places: dict[str, str]) -> tuple[np.ndarray, np.ndarray, int]:
+def _pictures(items: Sequence[Item], places: dict[str, str]) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """`pictures` and `picture_at` of the index; and how many pictures there are, and are broken."""
     hashes, at, broken, known = [], [], 0, {}
     for number, item in enumerate(items):
         for place, name in enumerate(item.pictures):
@@ -88,8 +90,10 @@ def _pictures(items: Sequence[Item], places: dict[str, str]) -> tuple[np.ndarray
                     broken += 1
             hashes += known[source]
             at += [(number, place)] * len(known[source])
-    order = np.argsort(np.array(hashes, dtype=np.uint64), kind="stable")
-    return np.array(hashes, dtype=np.uint64)[order], np.array(at, dtype=np.int64).reshape(-1, 2)[order], broken
+    values = np.array(hashes, dtype=np.uint64)
+    order = np.argsort(values, kind="stable")
+    counts = {"pictures": len(known) - broken, "broken_pictures": broken}
+    return values[order], np.array(at, dtype=np.int64).reshape(-1, 2)[order], counts
 
 
 def _grams(items: Sequence[Item], common: int) -> tuple[dict[int, tuple[np.ndarray, np.ndarray]], np.ndarray, int]:

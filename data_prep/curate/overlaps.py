@@ -73,7 +73,7 @@ class _Seen:
         self._at: list[tuple[int, int]] = []        # sample, place of the picture in it
         self._asked: list[tuple[str, list[str]]] = []     # key, words of each user turn
 
-    def add(self, sample: Sample, hashes: Sequence[tuple[int, int]]) -> None:
+    def add(self, sample: Sample, hashes: Sequence[Sequence[int]]) -> None:
         for place, of_picture in enumerate(hashes):
             self._hashes += of_picture
             self._at += [(len(self._asked), place)] * len(of_picture)

@@ -80,10 +80,11 @@ def test_forms_of_words_that_many_entries_share_do_not_count(tmp_path):
 def test_pictures_are_found_recompressed_resized_and_cropped(tmp_path):
     samples = [asked("same", "a?", "x", stored(ONE)), asked("jpeg", "b?", "x", stored(ONE, "JPEG", quality=40)),
                asked("small", "c?", "x", stored(ONE.resize((80, 60)))), asked("centre", "d?", "x", stored(ONE.crop((20, 15, 180, 135)))),
+               asked("trimmed", "d?", "x", stored(ONE.crop((10, 8, 190, 142)))),
                asked("framed", "e?", "x", stored(_framed(ONE))), asked("other", "f?", "x", stored(OTHER)),
                asked("second", "g?", "x", stored(OTHER), stored(ONE))]
     left_out, matches = cleaned(tmp_path, samples)
-    assert left_out == {key: "benchmark_image" for key in ("same", "jpeg", "small", "centre", "framed", "second")}
+    assert left_out == {key: "benchmark_image" for key in ("same", "jpeg", "small", "centre", "trimmed", "framed", "second")}
     assert {match["key"]: match["image"] for match in matches}["second"] == 1 and max(match["bits"] for match in matches) <= 8
 
 
