@@ -1,6 +1,7 @@
 """`decontaminate`: questions, pictures and pairs of a benchmark are found in training data, told pair by pair, and left out there."""
 
 import json
+import shutil
 
 import pytest
 from curate_toys import LONG, asked, folder_of, raw_folder, read_all, reasons, record, scene, stored
@@ -177,3 +178,21 @@ def test_command_line(tmp_path, capsys):
     assert "1 benchmarks: 2 entries, 1 pictures; 1 samples match" in told
     assert main([*line, str(tmp_path / "nowhere")]) == 2 and "no benchmark folder at" in capsys.readouterr().err
     assert main([*line, str(source), str(source)]) == 2 and "same name" in capsys.readouterr().err
+
+
+def test_scans_are_kept_and_made_again_only_if_something_changed(tmp_path):
+    source = folder_of(tmp_path / "in", [asked(f"k{n}", QUESTION if n == 4 else "x", "y") for n in range(6)], 3)
+    bench, cache = tmp_path / "questions", tmp_path / "out.decontaminate/matches"
+    bench.mkdir()
+    (bench / "questions.txt").write_text(f"{QUESTION}\n")
+
+    def scanned() -> list[bool]:
+        before = {path: path.stat().st_mtime_ns for path in cache.glob("*.json")}
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        decontaminate(source, tmp_path / "out", [bench], Overlap(images="report" if before else "reject"))
+        return [before.get(path) != path.stat().st_mtime_ns for path in sorted(cache.glob("*.json"))]
+
+    assert scanned() == [True, True]
+    assert scanned() == [False, False]      # a policy finds nothing new
+    (bench / "questions.txt").write_text(f"{QUESTION}\nWhat did the benchmark not ask before today, my dear friend?\n")
+    assert scanned() == [True, True]

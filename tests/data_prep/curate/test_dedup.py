@@ -1,6 +1,7 @@
 """`dedup`: equal and nearly equal samples are found without comparing all, the longest answer stays, and the curve is told."""
 
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from data_prep.curate.picture_hash import picture_hash
 from data_prep.curate.signatures import Method
 from data_prep.curate.similar import bucket_pairs, clusters_of, near_between, near_hashes
 from data_prep.curate.words import jaccard, shingles, words_of
+from data_prep.shards import index_folder
 from nvlm_train.errors import DataError
 
 ONE, OTHER = stored(scene(1)), stored(scene(2))
@@ -176,3 +178,11 @@ def test_jaccard_and_words():
     assert words_of("Straße, „Ünïcode“ don't 3.14 東京x <image>") == ["strasse", "ünïcode", "don", "t", "3", "14", "東", "京", "x"]
     assert words_of(r"\frac{a}{b} - 50% _x_ «ja» 「日」!") == ["\\", "frac", "a", "b", "-", "50", "%", "_x_", "ja", "日"]
     assert Method(bands=14).chance(0.8) == pytest.approx(0.924, abs=1e-3)
+
+
+def test_a_shard_without_samples_is_no_trouble(tmp_path):
+    source = folder_of(tmp_path / "in", [asked("a", "Say", LONG), asked("b", "Say", LONG)])
+    with tarfile.open(source / "zero.tar", "w", format=tarfile.USTAR_FORMAT):
+        pass
+    index_folder(source)
+    assert dedup(source, tmp_path / "out", Duplicates())["rejected"] == {"exact_duplicate": 1}
