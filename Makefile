@@ -5,6 +5,7 @@ PY312  ?= python3.12
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
+DEMO   := $(VENV)/.installed-demo
 # A release to install before all else. On Linux plain PyPI serves the large CUDA build; for a small CPU build point pip at
 # PyTorch's CPU index or a downloaded wheel, for example PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
 TORCH  ?= torch==2.13.0
@@ -22,18 +23,23 @@ help:  ## list these targets
 
 setup: $(STAMP)  ## a virtual environment in .venv with everything for development and the demo
 
-$(STAMP): pyproject.toml setup.py
+# The demo needs less than development does, and whoever tries it first should not wait for the rest.
+$(DEMO): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
 	|| { echo "make: Python 3.11 or 3.12 is needed, not '$(PYTHON)'; name one: make PYTHON=/path/to/python3.12"; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet "$(TORCH)"
-	$(PY) -m pip install --quiet --editable ".[dev,demo,wandb,tensorboard]"
+	$(PY) -m pip install --quiet --editable ".[demo]"
 	@touch $@
 
-demo: $(STAMP)  ## both stages on real pictures, evaluated, with a report: about ten minutes on two cores
+$(STAMP): $(DEMO)
+	$(PY) -m pip install --quiet --editable ".[dev,demo,data,wandb,tensorboard]"
+	@touch $@
+
+demo: $(DEMO)  ## both stages on real pictures, evaluated, with a report: about ten minutes on two cores
 	$(PY) -m data_prep.demo
 
-demo-all: $(STAMP)  ## NVLM-D, -X and -H on the demo's data, compared on one page: about 16 minutes on two cores
+demo-all: $(DEMO)  ## NVLM-D, -X and -H on the demo's data, compared on one page: about 16 minutes on two cores
 	$(PY) -m data_prep.demo_all
 
 test: $(STAMP)  ## the core suite: at most 15 minutes on two cores
@@ -44,7 +50,7 @@ test-fast: $(STAMP)  ## without slow and multi-process tests: at most 90 seconds
 
 test-all: $(STAMP)  ## everything, and again on the second interpreter where it has the packages
 	$(PYTEST) -m ""
-	@if $(PY312) -c "import megatron.core, pytest, xdist, hypothesis, hydra, webdataset" 2>/dev/null; \
+	@if $(PY312) -c "import megatron.core, pytest, xdist, hypothesis, hydra, webdataset, ftfy, datasketch, imagehash, pyarrow" 2>/dev/null; \
 	then $(PY312) $(TEST) -p no:cacheprovider; \
 	else echo "make: not run on a second interpreter: $(PY312) lacks Python or the packages (make test-all PY312=…)"; fi
 

@@ -9,6 +9,12 @@ from nvlm_train.errors import NvlmError
 VERBS = {
     "index": ("data_prep.shards", "index a folder of webdataset tars, so that training can read it"),
     "catalog": ("data_prep.catalog_command", "the datasets of the paper: what they are, and how they are read"),
+    "check": ("data_prep.curate.check", "decode every picture, repair text, and leave out what could hurt training"),
+    "dedup": ("data_prep.curate.dedup", "of samples that say the same, keep one"),
+    "decontaminate": ("data_prep.curate.decontaminate", "leave out what stands in a benchmark"),
+    "shard": ("data_prep.curate.shard", "merge folders, shuffle them, and cut them into shards of even size"),
+    "verify": ("data_prep.curate.verify", "compare shards and samples with their hashes, and counts along a chain of passes"),
+    "stats": ("data_prep.curate.stats", "what is in a folder: sizes, tiles, lengths, answers, tasks"),
     "preview": ("data_prep.preview", "show samples of an indexed folder as the model will see them"),
 }
 
@@ -18,7 +24,7 @@ def main(arguments: list[str]) -> int:
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if verb in ("-h", "--help"):
         print("usage: python -m data_prep VERB ...\n")
-        print("\n".join(f"  {name:10} {help_text}" for name, (_, help_text) in VERBS.items()))
+        print("\n".join(f"  {name:13} {help_text}" for name, (_, help_text) in VERBS.items()))
         return 0
     if verb not in VERBS:
         print(f"data_prep has no verb {verb!r}; it has: {', '.join(VERBS)}", file=sys.stderr)

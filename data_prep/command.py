@@ -14,18 +14,19 @@ from nvlm_train.errors import DataError
 LINES = 20      # printed in all where the output is no terminal
 
 
-def parser_of(verb: str, description: str, source: str | None = "folder of indexed shards") -> argparse.ArgumentParser:
-    """A parser with the arguments that all passes take. source: help of the first one; None: the verb has its own."""
+def parser_of(verb: str, description: str, source: str | None = "folder of indexed shards", many: bool = False) -> argparse.ArgumentParser:
+    """A parser with the arguments that all passes take. source: help of the first one; None: the verb has its own; many: a list."""
     parser = argparse.ArgumentParser(prog=f"python -m data_prep {verb}", description=description)
     if source:
-        parser.add_argument("source", metavar="IN", type=Path, help=source)
+        parser.add_argument("source", metavar="IN", type=Path, nargs="+" if many else None, help=source)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; begun before, it is gone on with")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: the {cores} cores of this machine)")
+    parser.add_argument("--workers", type=positive, default=cores, metavar="N", help=f"processes (default: the {cores} cores of this machine)")
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """The type of an option that counts something."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")

@@ -11,18 +11,17 @@ anywhere, goes on with the units that are not done, and its result does not depe
 
 import dataclasses
 import json
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol, TextIO
 
 import filelock
 
+from data_prep.processes import results_of
 from data_prep.shards import check_new_key, index_shard, refuse_repeated_keys, write_shard
 from nvlm_train.contracts import Sample
 from nvlm_train.data.images import image_extension
@@ -125,7 +124,7 @@ def run_pass(verb: str, source: Source, out: Path, workers: int = 1, samples_per
     in = kept + all rejected. samples_per_shard: None for one shard a unit. progress: told units done, units in all, sums so far.
     Raises DataError: `out` holds something else, another process works there, a unit cannot be read, nothing was kept.
     """
-    settings = json.loads(json.dumps({**source.settings(), "samples_per_shard": samples_per_shard}))    # as it will be read back
+    settings = _settings(source, samples_per_shard)
     names = list(source.units())
     if len(set(names)) != len(names) or any(Path(name).name != name for name in names):
         raise DataError(f"{verb}: units need different plain names, there are {', '.join(names[:5])} …")
@@ -138,7 +137,8 @@ def run_pass(verb: str, source: Source, out: Path, workers: int = 1, samples_per
             _clear(out, missing)
             sums = _tally(out, [name for name in names if name not in missing])
             progress(len(names) - len(missing), len(names), sums)
-            for done, result in enumerate(_results(source, out, missing, samples_per_shard, workers), len(names) - len(missing) + 1):
+            work = partial(_work, source=source, out=out, samples_per_shard=samples_per_shard)
+            for done, result in enumerate(results_of(work, missing, workers, str(out)), len(names) - len(missing) + 1):
                 sums = _added(sums, result)
                 progress(done, len(names), sums)
             return _finish(verb, settings, out, names)
@@ -146,8 +146,24 @@ def run_pass(verb: str, source: Source, out: Path, workers: int = 1, samples_per
         raise DataError(f"{out}: another process is working there; wait for it, or choose another folder") from None
 
 
+def _settings(source: Source, samples_per_shard: int | None) -> dict:
+    return json.loads(json.dumps({**source.settings(), "samples_per_shard": samples_per_shard}))    # as it will be read back
+
+
+def refuse_other_work(verb: str, source: Source, out: Path, samples_per_shard: int | None = None) -> None:
+    """Raises DataError if `run_pass` would, since `out` holds something else; for verbs that do much before it."""
+    if out.is_dir():
+        _refuse_other_work(verb, _settings(source, samples_per_shard), out)
+
+
 def _begin(verb: str, settings: Mapping, out: Path) -> None:
     """Note what is done here, or refuse a folder in which something else was begun."""
+    _refuse_other_work(verb, settings, out)
+    if not (out / BEGUN).is_file():
+        write_json(out / BEGUN, {"verb": verb, "settings": settings})
+
+
+def _refuse_other_work(verb: str, settings: Mapping, out: Path) -> None:
     path = out / BEGUN
     if path.is_file():
         begun = json.loads(path.read_text(encoding="utf-8"))
@@ -158,8 +174,6 @@ def _begin(verb: str, settings: Mapping, out: Path) -> None:
             raise DataError(f"{out} was begun differently ({told}). Choose another folder, or remove this one")
     elif strangers := sorted(path.name for path in out.iterdir() if path.name != PASSED):
         raise DataError(f"{out} is not empty ({strangers[0]} lies there) and was not begun by this program: choose a new folder")
-    else:
-        write_json(path, {"verb": verb, "settings": settings})
 
 
 def _done_file(out: Path, unit: str) -> Path:
@@ -184,25 +198,7 @@ def _escaped(name: str) -> str:
     return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
-def _results(source: Source, out: Path, units: Sequence[str], samples_per_shard: int | None, workers: int) -> Iterator[dict]:
-    if workers <= 1 or len(units) <= 1:
-        for unit in units:
-            yield _work(source, out, unit, samples_per_shard)
-        return
-    # spawn: threads of this process (of torch, of a progress bar) do not survive a fork, their locks do.
-    with ProcessPoolExecutor(min(workers, len(units)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(_work, source, out, unit, samples_per_shard) for unit in units]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise DataError(f"{out}: a worker process died (killed, or out of memory). Fewer workers need less memory; started again, "
-                            "the pass goes on with the units that are not done") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _work(source: Source, out: Path, unit: str, samples_per_shard: int | None) -> dict:
+def _work(unit: str, source: Source, out: Path, samples_per_shard: int | None) -> dict:
     """Do one unit. Returns its tally, which is also what `passed/UNIT.json` holds."""
     shards = []
     with open(out / PASSED / f"{unit}.rejected.jsonl", "w", encoding="utf-8") as rejections:

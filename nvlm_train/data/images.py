@@ -80,6 +80,20 @@ def image_extension(data: bytes) -> str:
     return {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}.get(kind, kind.lower())
 
 
+def oddities(data: bytes) -> tuple[str, ...]:
+    """What `decode` has to change beside unpacking, told by the header: none for upright pictures of 8 bits without transparency.
+
+    turned: stored in another orientation. cmyk: printing inks. sixteen_bit: 16-bit samples. alpha: transparency of any kind.
+    Raises SampleRefused: broken_image, image_too_large.
+    """
+    image = _open(data)
+    tiff_turned = image.format == "TIFF" and image.tag_v2.get(_ORIENTATION, 1) in _UPRIGHT     # which Pillow undoes by itself
+    deep = image.mode.startswith("I") or (image.format == "PNG" and data[24] == 16)     # byte 24 of a PNG is its bit depth
+    found = {"turned": tiff_turned or _orientation(image) != 1, "cmyk": image.mode == "CMYK", "sixteen_bit": deep,
+             "alpha": image.has_transparency_data}
+    return tuple(name for name, is_so in found.items() if is_so)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode to RGB, keeping what a person would see on a white page."""
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):   # convert("RGB") would clip at 255 instead of scaling

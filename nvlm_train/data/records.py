@@ -4,6 +4,7 @@ Every other key is the sample's `meta`, carried along untouched for evaluation.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from nvlm_train.contracts import Turn
 from nvlm_train.errors import SampleRefused
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
+_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")     # an escape that may stand for one
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ def read_record(data: bytes) -> Record:
         content = json.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise SampleRefused("bad_json", str(error)) from error
+    if _HALF_PAIR.search(data) and not _encodable(content):
+        raise SampleRefused("bad_json", "half of a surrogate pair, which is no character: neither a tokenizer nor a file takes it")
     turns = content.get("turns") if isinstance(content, dict) else None
     if not isinstance(turns, list) or not turns:
         raise SampleRefused("bad_json", 'no "turns": a sample is {"turns": [{"role": ..., "text": ...}], "images": [...]}')
@@ -39,6 +43,14 @@ def read_record(data: bytes) -> Record:
         raise SampleRefused("bad_json", f'"images" is a list of member names, found {str(images)[:80]}')
     meta = {key: value for key, value in content.items() if key not in ("turns", "images")}
     return Record(tuple(Turn(turn["role"], turn["text"]) for turn in turns), tuple(images), meta)
+
+
+def _encodable(content: object) -> bool:
+    try:
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_record(turns: Sequence[Turn], images: Sequence[str], meta: Mapping) -> bytes:
