@@ -8,6 +8,7 @@ from nvlm_train.errors import NvlmError
 # verb -> (module with `main`, one line of help); modules are imported only when asked for
 VERBS = {
     "index": ("data_prep.shards", "index a folder of webdataset tars, so that training can read it"),
+    "convert": ("data_prep.convert_command", "a public dataset in its own format becomes indexed shards"),
     "preview": ("data_prep.preview", "show samples of an indexed folder as the model will see them"),
 }
 

@@ -21,11 +21,12 @@ def parser_of(verb: str, description: str, source: str | None = "folder of index
         parser.add_argument("source", metavar="IN", type=Path, help=source)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; begun before, it is gone on with")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: the {cores} cores of this machine)")
+    parser.add_argument("--workers", type=positive, default=cores, metavar="N", help=f"processes (default: the {cores} cores of this machine)")
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number from 1 on, as an argument's type."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
