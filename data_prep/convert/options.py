@@ -42,16 +42,16 @@ def _as(hint: Any, value: Any) -> Any:
         return value
     if get_origin(hint) is tuple:
         parts = value.split(",") if isinstance(value, str) else value
-        if not isinstance(parts, (list, tuple)) or not parts or not all(isinstance(part, str) and part.strip() for part in parts):
-            raise ValueError("one text or several, a,b")
-        return tuple(part.strip() for part in parts)
+        if isinstance(parts, (list, tuple)) and parts and all(isinstance(part, str) and part.strip() for part in parts):
+            return tuple(part.strip() for part in parts)
+        raise ValueError("one text or several, a,b")
     if hint is int:
-        if isinstance(value, bool) or not str(value).isdecimal():
-            raise ValueError("a whole number from 0 on")
-        return int(value)
-    if not isinstance(value, str):
-        raise ValueError("a text")
-    return value
+        if isinstance(value, (int, str)) and str(value).isdecimal():
+            return int(value)
+        raise ValueError("a whole number from 0 on")
+    if isinstance(value, str):
+        return value
+    raise ValueError("a text")
 
 
 def told(family: str, kind: type) -> str:

@@ -1,6 +1,7 @@
 """Draws text as a page: black on white, wrapped at words. The same text gives the same pixels wherever the same Pillow is."""
 
 import io
+from bisect import bisect_right
 from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
@@ -12,6 +13,7 @@ FONTS = ("builtin", "dejavu")
 MARGIN = 24         # pixels on every side
 SPACING = 1.35      # line height, of the font's size
 LONGEST = 120       # lines a page holds
+CHARACTERS = 10_000     # more are not even measured
 
 
 @cache
@@ -39,6 +41,8 @@ def page(text: str, width: int, name: str, size: int) -> bytes:
     """PNG of `text`, `width` pixels wide and as high as it needs. Raises SampleRefused: no_glyph, too_long_for_page."""
     if unknown := sorted(character for character in set(text) if not character.isspace() and _missing(name, character)):
         raise SampleRefused("no_glyph", f"the font {name} lacks {''.join(unknown[:20])!r}; font=dejavu has more signs")
+    if len(text) > CHARACTERS:
+        raise SampleRefused("too_long_for_page", f"{len(text):,} characters, at most {CHARACTERS:,} are drawn")
     letters = font(name, size)
     lines = [line for paragraph in text.splitlines() for line in _wrapped(paragraph, letters, width - 2 * MARGIN)]
     if len(lines) > LONGEST:
@@ -63,7 +67,7 @@ def _wrapped(paragraph: str, letters: ImageFont.FreeTypeFont, width: int) -> lis
             continue
         lines += [line] if line else []
         while letters.getlength(word) > width:
-            fits = max(count for count in range(1, len(word)) if count == 1 or letters.getlength(word[:count]) <= width)
+            fits = bisect_right(range(len(word)), width, lo=2, key=lambda count: letters.getlength(word[:count])) - 1
             lines.append(word[:fits])
             word = word[fits:]
         line = word

@@ -58,9 +58,8 @@ def shortened(whole: str, limit: int) -> str:
         return whole
     if whole[limit].isspace():
         return whole[:limit].rstrip()
-    head = whole[:limit]
-    words = head.rsplit(None, 1)
-    return words[0].rstrip() if len(words) == 2 else head
+    end = max((place for place in range(limit) if whole[place].isspace()), default=limit)
+    return whole[:end].rstrip()
 
 
 def through_json(record: Any, path: str) -> Any:
