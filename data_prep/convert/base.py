@@ -4,6 +4,7 @@ Units are `part-TABLE-CUT`, both numbers from 0: ranges of records that depend o
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -96,10 +97,16 @@ class Converter:
     # Making samples
 
     def sample(self, key: str, images: Sequence[bytes], turns: Sequence[Turn], **meta: Any) -> Sample:
-        """A sample whose pictures have their places. Raises SampleRefused as `place_images`."""
+        """A sample whose pictures have their places. Raises SampleRefused as `place_images`, and for what JSON or UTF-8 cannot hold."""
         placed, order = place_images(turns, len(images))
-        return Sample(key, self.name, tuple(images[place] for place in order), placed,
-                      {"task": self.task or self.TASK, "dataset": self.name, **meta})
+        meta = {"task": self.task or self.TASK, "dataset": self.name, **meta}
+        try:
+            json.dumps([[turn.text for turn in placed], meta], ensure_ascii=False, allow_nan=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise SampleRefused("not_unicode", f"half of a surrogate pair: {error.object[error.start - 20:error.start + 1]!r}") from error
+        except (TypeError, ValueError) as error:
+            raise SampleRefused("bad_field", f"{error}: {str(meta)[:80]}") from error
+        return Sample(key, self.name, tuple(images[place] for place in order), placed, meta)
 
 
 def outcome(key: str, make: Callable[[], Sample]) -> Outcome:

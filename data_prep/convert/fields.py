@@ -47,10 +47,6 @@ def text(value: Any, what: str) -> str:
         value = ""
     if not isinstance(value, str):
         raise SampleRefused("bad_field", f"{what} is {type(value).__name__}, text is needed: {str(value)[:80]}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise SampleRefused("not_unicode", f"{what} has half of a surrogate pair at {error.start}") from error
     value = value.replace("\0", "").strip()
     if not value:
         raise SampleRefused("empty_text", f"{what} is empty")

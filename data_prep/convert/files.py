@@ -3,6 +3,7 @@
 Nothing here runs, unpickles or downloads anything, and no record can name a file outside the folder of pictures.
 """
 
+import errno
 import glob
 import hashlib
 import json
@@ -65,6 +66,8 @@ def read_image(root: Path, folders: Sequence[str], name: Any) -> bytes:
     """
     if not isinstance(name, str) or not name:
         raise SampleRefused("missing_image", f"the record names no picture, found {str(name)[:80]!r}")
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        raise SampleRefused("missing_image", "the picture's name holds half of a surrogate pair, which no file has")
     if _climbs(name) or "\\" in name or "\0" in name:
         raise SampleRefused("unsafe_path", f"{name[:120]!r} is absolute or climbs out of the folder of pictures")
     for folder in folders:
@@ -77,7 +80,7 @@ def read_image(root: Path, folders: Sequence[str], name: Any) -> bytes:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             continue
         except OSError as error:
-            if len(name) > 255:
+            if error.errno == errno.ENAMETOOLONG:
                 continue
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
     where = "in " + ", ".join(str(root / folder) for folder in folders)

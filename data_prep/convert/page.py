@@ -62,13 +62,18 @@ def _wrapped(paragraph: str, letters: ImageFont.FreeTypeFont, width: int) -> lis
     lines, line = [], ""
     for word in paragraph.split():
         longer = f"{line} {word}" if line else word
-        if letters.getlength(longer) <= width:
+        if _fits(longer, letters, width):
             line = longer
             continue
         lines += [line] if line else []
-        while letters.getlength(word) > width:
-            fits = bisect_right(range(len(word)), width, lo=2, key=lambda count: letters.getlength(word[:count])) - 1
-            lines.append(word[:fits])
-            word = word[fits:]
+        while not _fits(word, letters, width):
+            end = bisect_right(range(min(len(word), width)), width, lo=2, key=lambda count: letters.getlength(word[:count])) - 1
+            lines.append(word[:end])
+            word = word[end:]
         line = word
     return [*lines, line]
+
+
+def _fits(text: str, letters: ImageFont.FreeTypeFont, width: int) -> bool:
+    """A character is at least a pixel wide: longer texts need no measuring."""
+    return len(text) <= width and letters.getlength(text) <= width

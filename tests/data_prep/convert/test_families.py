@@ -108,10 +108,10 @@ def test_any_ids_give_safe_keys_and_different_ones_different_keys(first, second)
 def test_prompts_are_chosen_by_the_key_each_about_as_often():
     for style, variants in PROMPTS.items():
         words = {name: f"<{name}>" for variant in variants for _, name, _, _ in string.Formatter().parse(variant) if name}
-        chosen = [prompt(style, f"key-{number}", **words) for number in range(600)]
-        assert chosen == [prompt(style, f"key-{number}", **words) for number in range(600)]
+        chosen = [prompt(style, f"key-{number}", **words) for number in range(300)]
+        assert chosen[:50] == [prompt(style, f"key-{number}", **words) for number in range(50)]
         assert set(chosen) == {variant.format(**words) for variant in variants}
-        assert min(chosen.count(variant) for variant in set(chosen)) > 600 / len(variants) * 0.7
+        assert min(chosen.count(variant) for variant in set(chosen)) > 300 / len(variants) * 0.6
         assert all(f"<{name}>" in text for name in words for text in chosen)
 
 
@@ -122,8 +122,8 @@ def test_prompts_are_not_those_of_the_tiny_and_demo_data():
 
 
 def test_every_family_and_option_is_documented():
-    rows = {line.split("|")[1].strip(" `"): line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| `")}
-    common = DOCS.read_text(encoding="utf-8")
+    families, common = DOCS.read_text(encoding="utf-8").split("## What comes out")[0].split("Options of all families")
+    rows = {line.split("|")[1].strip(" `"): line for line in families.splitlines() if line.startswith("| `")}
     assert set(rows) == set(FAMILIES) and len(rows) == 12
     for family, kind in FAMILIES.items():
         missing = [name for name in options_of(kind) if f"`{name}`" not in rows[family]
@@ -155,8 +155,8 @@ def test_whatever_a_record_holds_costs_that_record_alone(tmp_path, family, optio
             return {name: spoiled(held) for name, held in value.items()}
         return [spoiled(held) for held in value] if isinstance(value, list) else value
 
-    rows = [good, *(spoiled(good) for _ in range(150)), good]
+    rows = [good, *(spoiled(good) for _ in range(100)), good]
     root = lay_out(tmp_path / "set", {"a.json": rows, "a.png": picture()})
     found = convert(root, family, records="a.json", **options)
-    assert found.manifest["in"] >= 152 and found.manifest["kept"] >= 2 and len(found.rejected) >= 20
-    assert any(key.startswith("toy-a-151") for key in found.samples)
+    assert found.manifest["in"] >= 102 and found.manifest["kept"] >= 2 and len(found.rejected) >= 20
+    assert any(key.startswith("toy-a-101") for key in found.samples)
