@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the family; several values: a,b")
     parser.add_argument("--name", help="what keys and samples call the dataset (default: the catalog's name, or that of OUT)")
     parser.add_argument("--samples-per-shard", type=positive, default=1000, metavar="N", help="at most (default %(default)s)")
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N records, by one process: to try a conversion")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N samples, kept or not, by one process: to try it")
     return parser
 
 

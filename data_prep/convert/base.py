@@ -147,7 +147,7 @@ class RecordConverter(Converter):
 
     def key(self, table: Table, number: int, record: Mapping | None) -> str:
         if isinstance(table, Files):
-            return key_of(self.name, files.relative(table.members[number].with_suffix(""), self.root).replace("/", "-"))
+            return key_of(self.name, table.place(number))
         place = files.relative(table.path.with_suffix(""), self.root).replace("/", "-")
         value = fields.lookup(record, self.id) if self.id and record is not None else None
         if value is None or value == "":

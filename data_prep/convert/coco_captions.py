@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -33,12 +33,12 @@ class CocoCaptions(Converter):
     captions: Literal["random", "first", "all"] = "random"
 
     def tables(self) -> list[Table]:
-        [path] = files.find(self.root, [self.annotations])
-        return [Listed(path, _by_image(path, *files.signature(path)), (path,))]
+        path = files.find_one(self.root, self.annotations)
+        return [Listed(path, partial(_by_image, path, *files.signature(path)), (path,))]
 
     def check(self) -> None:
-        files.find(self.root, [self.annotations])
         files.existing_folders(self.root, self.images)
+        super().check()
 
     def key(self, table: Table, number: int, record: Mapping | None) -> str:
         return key_of(self.name, record["id"])

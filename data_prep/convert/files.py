@@ -38,6 +38,14 @@ def find(root: Path, patterns: Sequence[str]) -> list[Path]:
     return sorted(found)
 
 
+def find_one(root: Path, name: str) -> Path:
+    """The one file that a name stands for. Raises DataError as `find`, and if there are several."""
+    found = find(root, [name])
+    if len(found) > 1:
+        raise DataError(f"{name!r} is to be one file, and fits {len(found)} under {root}: {found[0].name}, {found[1].name} …")
+    return found[0]
+
+
 def refuse_pickle(path: Path) -> None:
     """Raises DataError for files that some libraries would run on reading."""
     if path.suffix.lower() in PICKLED:

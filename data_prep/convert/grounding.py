@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -42,19 +42,19 @@ class Grounding(Converter):
     regions: int = 8
 
     def tables(self) -> list[Table]:
-        [path] = files.find(self.root, [self.annotations])
+        path = files.find_one(self.root, self.annotations)
         if self.format == "visual_genome":
-            return [Listed(path, _visual_genome(path, *files.signature(path)), (path,))]
-        [instances] = files.find(self.root, [self.instances])
-        records = _refcoco(path, instances, *files.signature(path), *files.signature(instances))
-        return [Listed(path, records, (path, instances))]
+            return [Listed(path, partial(_visual_genome, path, *files.signature(path)), (path,))]
+        instances = files.find_one(self.root, self.instances)
+        load = partial(_refcoco, path, instances, *files.signature(path), *files.signature(instances))
+        return [Listed(path, load, (path, instances))]
 
     def check(self) -> None:
         if (self.format == "refcoco") != bool(self.instances):
             raise DataError("grounding: format=refcoco needs the option instances (COCO's instances.json, which has the boxes); "
                             "visual_genome has none")
-        files.find(self.root, [name for name in (self.annotations, self.instances) if name])
         files.existing_folders(self.root, self.images)
+        super().check()
 
     def key(self, table: Table, number: int, record: Mapping | None) -> str:
         return key_of(self.name, record["id"], *([record["split"]] if record.get("split") else []))

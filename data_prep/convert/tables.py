@@ -44,18 +44,17 @@ def regular_cuts(count: int) -> list[Cut]:
 
 @dataclass(frozen=True)
 class Listed:
-    """Records made beforehand out of whole annotation files, which are `sources`."""
+    """Records made out of whole annotation files, the `sources`. load: makes them, or remembers them: a process asks often."""
 
     path: Path
-    records: Sequence[Mapping]
+    load: Callable[[], Sequence[Mapping]]
     sources: tuple[Path, ...]
 
     def cuts(self) -> list[Cut]:
-        return regular_cuts(len(self.records))
+        return regular_cuts(len(self.load()))
 
     def rows(self, start: int, stop: int, fields: Sequence[str] | None = None) -> Iterator[Row]:
-        for number in range(start, stop):
-            yield number, checked(self.records[number])
+        yield from enumerate(self.load()[start:stop], start)
 
     def fingerprint(self) -> str:
         return " ".join(fingerprint(source) for source in self.sources)
@@ -128,6 +127,10 @@ class Files:
             except SampleRefused as refusal:
                 record = refusal
             yield number, {NAME: self.members[number].stem, **record} if isinstance(record, Mapping) else record
+
+    def place(self, number: int) -> str:
+        """A file's path from the folder, as keys may hold it: alike for no two files."""
+        return "-".join(self.members[number].relative_to(self.path).with_suffix("").parts)
 
     def fingerprint(self) -> str:
         lines = [f"{member.relative_to(self.path)} {fingerprint(member)}" for member in self.members]

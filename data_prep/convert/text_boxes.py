@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import ClassVar, Literal
 
@@ -47,17 +48,17 @@ class TextBoxes(Converter):
     regions: int = 8
 
     def tables(self) -> list[Table]:
-        paths = files.find(self.root, [self.annotations])
         if self.format in PER_PICTURE:
-            return [Files(self.root, tuple(paths), PER_PICTURE[self.format])]
-        return [Listed(path, images_of(self.format, path, *files.signature(path)), (path,)) for path in paths]
+            return [Files(self.root, tuple(files.find(self.root, [self.annotations])), PER_PICTURE[self.format])]
+        path = files.find_one(self.root, self.annotations)
+        return [Listed(path, partial(images_of, self.format, path, *files.signature(path)), (path,))]
 
     def check(self) -> None:
-        files.find(self.root, [self.annotations])
         files.existing_folders(self.root, self.images)
+        super().check()
 
     def key(self, table: Table, number: int, record: Mapping | None) -> str:
-        return key_of(self.name, record[NAME] if record is not None else table.members[number].stem)
+        return key_of(self.name, table.place(number) if isinstance(table, Files) else record[NAME])
 
     def convert(self, key: str, record: Mapping) -> Iterator[Outcome]:
         picture = self._picture(record)

@@ -64,7 +64,9 @@ def conversation(messages: Any, role: str, content: str) -> list[Turn]:
         who = str(lookup(message, role, "")).lower()
         if who not in ROLES:
             raise SampleRefused("bad_role", f"turn {place + 1} is by {who[:40]!r}; known are {', '.join(ROLES)}")
-        turns.append(Turn(ROLES[who], text(joined(lookup(message, content)), f"turn {place + 1}")))
+        said = joined(lookup(message, content))
+        if ROLES[who] != "system" or said:      # an empty system turn says nothing; any other empty turn is a loss
+            turns.append(Turn(ROLES[who], text(said, f"turn {place + 1}")))
     check_order(turns)
     return turns
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -35,12 +35,12 @@ class Vqa(Converter):
     turns: Literal["joined", "single"] = "joined"
 
     def tables(self) -> list[Table]:
-        paths = files.find(self.root, [self.questions]) + files.find(self.root, [self.annotations])
-        return [Listed(paths[0], _by_image(*paths, *map(files.signature, paths)), tuple(paths))]
+        paths = [files.find_one(self.root, name) for name in (self.questions, self.annotations)]
+        return [Listed(paths[0], partial(_by_image, *paths, *map(files.signature, paths)), tuple(paths))]
 
     def check(self) -> None:
-        files.find(self.root, [self.questions, self.annotations])
         files.existing_folders(self.root, self.images)
+        super().check()
 
     def key(self, table: Table, number: int, record: Mapping | None) -> str:
         return key_of(self.name, record["image_id"])

@@ -6,6 +6,7 @@ off, with links, with names that climb.
 """
 
 import json
+import sys
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Tar:
     suffixes: tuple[str, ...]
 
     def cuts(self) -> list[Cut]:
-        return [(0, len(self._samples()))]
+        return [(0, sys.maxsize)]       # whole, and unread: thousands of tars would be walked through before work begins
 
     def rows(self, start: int, stop: int, fields: Sequence[str] | None = None) -> Iterator[Row]:
         with open(self.path, "rb") as file:
@@ -94,7 +95,8 @@ class Webdataset(Converter):
             raise SampleRefused("missing_text", f"no {self.text} member beside {names[0]}")
         texts = self._texts(record[self.text])
         if len(names) == 1:
-            yield outcome(key, lambda: self._sample(key, record[names[0]], texts[0]))
+            pages = {"pages": len(texts)} if len(texts) > 1 else {}     # of a picture with several, the first is shown
+            yield outcome(key, lambda: self._sample(key, record[names[0]], texts[0], **pages))
             return
         if len(names) != len(texts):
             raise SampleRefused("page_mismatch", f"{len(names)} pictures, {len(texts)} texts")
@@ -119,13 +121,13 @@ class Webdataset(Converter):
             raise SampleRefused("no_text", f"pages is {str(found)[:80]}")
         return [_page_text(page) for page in found]
 
-    def _sample(self, key: str, picture: bytes, text: Any) -> Sample:
+    def _sample(self, key: str, picture: bytes, text: Any, **pages: int) -> Sample:
         given = answers(text, "the text")
         chosen = commonest(given)
         if self.style == "transcription":
             pair, meta = transcript(key, chosen, self.max_characters)
-            return self.sample(key, [picture], exchange([pair], 1), answers=[pair[1]], **{"task": self.task or self.style, **meta})
-        return self.sample(key, [picture], exchange([(prompt(self.style, key), chosen)], 1), answers=given)
+            return self.sample(key, [picture], exchange([pair], 1), answers=[pair[1]], **{"task": self.task or self.style, **meta, **pages})
+        return self.sample(key, [picture], exchange([(prompt(self.style, key), chosen)], 1), answers=given, **pages)
 
 
 def _page_text(page: Any) -> str:

@@ -29,6 +29,12 @@ def test_questions_and_answers_with_their_own_names_and_a_system_field(tmp_path)
     assert said(sample) == [("system", "You count."), ("user", "2 + 2?"), ("assistant", "4")]
 
 
+def test_an_empty_system_turn_is_dropped(tmp_path):
+    root = lay_out(tmp_path / "chat", {"s.json": [{"conversations": [
+        {"from": "system", "value": ""}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 1.0}]}]})
+    assert said(convert(root, "chat", format="sharegpt", records="s.json").only) == [("user", "a"), ("assistant", "b")]
+
+
 def test_messages(tmp_path):
     root = lay_out(tmp_path / "chat", {"m.jsonl": [{"messages": [
         {"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hello?"}]},

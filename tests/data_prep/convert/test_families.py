@@ -40,12 +40,15 @@ def test_everything_wrong_with_the_options_is_told_at_once(tmp_path):
     ("chat", {"format": "qa", "records": "*.jsonl"}, "no file '*.jsonl': looked at ROOT/*.jsonl"),
     ("chat", {"format": "qa", "records": "../a.json"}, "leaves the dataset's folder"),
     ("chat", {"format": "qa", "records": "/etc/passwd"}, "leaves the dataset's folder"),
-    ("chat", {"format": "qa", "records": "a.pkl"}, "pickle runs code"),
+    ("chat", {"format": "qa", "records": "b.pkl"}, "pickle runs code"),
     ("chat", {"format": "qa", "records": "a.txt"}, "records come in .json"),
     ("chat", {"format": "qa", "records": 7}, "records is one text or several"),
     ("chat", {"format": "qa", "records": []}, "records is one text or several"),
     ("chat", {"format": "qa", "records": "a.json", "question": 7}, "question is a text"),
     ("chat", {"format": "qa", "records": "a.json", "where": "split"}, "where is like split=train; found 'split'"),
+    ("coco_captions", {"annotations": "a.*"}, "'a.*' is to be one file, and fits"),
+    ("coco_captions", {"annotations": "a.json", "where": "split"}, "where is like split=train; found 'split'"),
+    ("vqa", {"questions": "a.json", "annotations": "gone.json"}, "looked at ROOT/gone.json"),
     ("qa_records", {"records": "a.json", "images": "gone"}, "no folder of pictures at ROOT/gone"),
     ("qa_records", {"records": "a.json", "images": "../x"}, "leaves the dataset's folder"),
     ("qa_records", {"records": "a.json", "words": "no"}, "words are like 0=No,1=Yes; found 'no'"),
@@ -53,7 +56,7 @@ def test_everything_wrong_with_the_options_is_told_at_once(tmp_path):
     ("parquet", {"files": "a.parquet", "image": "a", "images": "b"}, "pictures come from one column"),
 ])
 def test_wrong_options_are_told(tmp_path, family, options, says):
-    root = lay_out(tmp_path / "set", {"a.json": [], "a.pkl": b"", "a.txt": "", "a.parquet": b""})
+    root = lay_out(tmp_path / "set", {"a.json": [], "a.csv": "", "b.pkl": b"", "a.txt": "", "a.parquet": b""})
     assert says in refusal(root, family, **options).replace(str(root), "ROOT")
 
 

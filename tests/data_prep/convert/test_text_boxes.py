@@ -100,8 +100,8 @@ def test_rects(tmp_path):
     root = lay_out(tmp_path / "rects", {"gt/train_ReCTS_000001.json": json.dumps(annotation, ensure_ascii=False), "gt/train_ReCTS_000002.json": "{",
                                         "img/train_ReCTS_000001.jpg": SQUARE})
     found = convert(root, "text_boxes", format="rects", annotations="gt/*.json", images="img", turns="ocr")
-    assert list(found.samples) == ["toy-train_ReCTS_000001"] and ocr(found.only) == "<ref>北京</ref><box>(100,100),(300,300)</box>"
-    assert found.rejected == {"toy-train_ReCTS_000002": "bad_json"}
+    assert list(found.samples) == ["toy-gt-train_ReCTS_000001"] and ocr(found.only) == "<ref>北京</ref><box>(100,100),(300,300)</box>"
+    assert found.rejected == {"toy-gt-train_ReCTS_000002": "bad_json"}
 
 
 def test_rctw(tmp_path):
@@ -109,8 +109,8 @@ def test_rctw(tmp_path):
     root = lay_out(tmp_path / "rctw", {"train_gts/image_0.txt": lines, "train_gts/image_1.txt": "1,2,3\n", "train_gts/image_2.txt": b"\xb1\xb1",
                                        "train_gts/image_3.txt": lines, "train_images/image_0.jpg": SQUARE, "train_images/image_1.jpg": SQUARE})
     found = convert(root, "text_boxes", format="rctw", annotations="train_gts/*.txt", images="train_images", turns="ocr")
-    assert list(found.samples) == ["toy-image_0"] and ocr(found.only) == "<ref>ab,cd</ref><box>(100,100),(300,300)</box>"
-    assert found.rejected == {"toy-image_1": "bad_annotation", "toy-image_2": "not_utf8", "toy-image_3": "missing_image"}
+    assert list(found.samples) == ["toy-train_gts-image_0"] and ocr(found.only) == "<ref>ab,cd</ref><box>(100,100),(300,300)</box>"
+    assert found.rejected == {"toy-train_gts-image_1": "bad_annotation", "toy-train_gts-image_2": "not_utf8", "toy-train_gts-image_3": "missing_image"}
 
 
 def test_the_key_chooses_the_form(tmp_path):
