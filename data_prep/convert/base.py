@@ -121,9 +121,9 @@ def outcome(key: str, make: Callable[[], Sample]) -> Outcome:
 class RecordConverter(Converter):
     """A dataset of records in JSON, JSON lines, CSV, parquet or arrow files, one sample each (or several).
 
-    Subclasses have an option named FILES for the files' names or globs, relative to the root. at: where in a JSON file the list of records is, a dotted path; `*` for an object of records;
-    `.` if every file is one record.    id: field whose values name the samples; by default their place in the file does.
-    Keys are NAME-FILE-ID; a record whose id an earlier one has is called NAME-FILE-ID-again-NUMBER.
+    Subclasses have an option, called as FILES says, for the files' names or globs, relative to the root. at: where in a JSON file the
+    list of records is, a dotted path; `*` for an object of records; `.` if every file is one record. id: field whose values name the
+    samples; by default their place in the file does. Keys are NAME-FILE-ID; a record whose id an earlier one has is called NAME-FILE-ID-again-NUMBER.
     """
 
     FILES: ClassVar[str] = "records"

@@ -29,7 +29,8 @@ def frame(image: bytes, declared: tuple[int, int] | None = None) -> tuple[int, i
     with Image.open(io.BytesIO(image)) as opened:       # the header only
         stored = opened.size
     if declared is None and stored != upright:
-        raise SampleRefused("turned_picture", f"stored as {stored[0]}x{stored[1]}, shown as {upright[0]}x{upright[1]}: boxes may mean either")
+        raise SampleRefused("turned_picture", f"stored as {stored[0]}x{stored[1]}, shown as {upright[0]}x{upright[1]}: boxes may mean "
+                                              "either")
     return upright
 
 

@@ -14,7 +14,8 @@ from nvlm_train.contracts import Sample
 class Conversations(RecordConverter):
     """Records of `image` (a name, a list of names, or none: a text-only row) and `conversations` of {from, value}.
 
-    records: files or globs. images: folders of pictures. image, turns, role, content: the fields' names. Placeholders stay where they are; without any, the pictures come first.
+    records: files or globs. images: folders of pictures. image, turns, role, content: the fields' names. Placeholders stay where they
+    are; without any, the pictures come first.
     """
 
     TASK: ClassVar[str] = "conversation"

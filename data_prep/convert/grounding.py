@@ -108,7 +108,8 @@ def _visual_genome(path: Path, size: int, changed: int) -> tuple[Mapping, ...]:
                       "phrases": [(region["phrase"], [region[side] for side in ("x", "y", "width", "height")])
                                   for region in image["regions"]]} for image in files.load_json(path))
     except (TypeError, KeyError) as error:
-        raise DataError(f"{path} is not Visual Genome's form ({error!r}): a list of id and `regions` of phrase, x, y, width, height") from error
+        raise DataError(f"{path} is not Visual Genome's form ({error!r}): a list of id and `regions` of phrase, x, y, width, "
+                        "height") from error
 
 
 @lru_cache(maxsize=1)
@@ -123,9 +124,10 @@ def _refcoco(path: Path, instances: Path, *signatures: int) -> tuple[Mapping, ..
             image = images.get(ref["image_id"])
             size = (image["width"], image["height"]) if image else None
             record = records.setdefault((ref["image_id"], ref["split"]), {
-                "id": ref["image_id"], "file_name": image["file_name"] if image else None, "size": size, "split": ref["split"], "phrases": []})
+                "id": ref["image_id"], "file_name": image["file_name"] if image else None, "size": size, "split": ref["split"],
+                "phrases": []})
             record["phrases"] += [(sentence["sent"], found.get(ref["ann_id"])) for sentence in ref["sentences"]]
     except (TypeError, KeyError) as error:
-        raise DataError(f"{path} and {instances} are not RefCOCO's form ({error!r}): a list of refs of image_id, ann_id, split and sentences, "
-                        "and COCO's images and annotations") from error
+        raise DataError(f"{path} and {instances} are not RefCOCO's form ({error!r}): a list of refs of image_id, ann_id, split and "
+                        "sentences, and COCO's images and annotations") from error
     return tuple(records.values())

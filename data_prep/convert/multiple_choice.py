@@ -1,4 +1,4 @@
-"""Questions with choices: ScienceQA (https://github.com/lupantech/ScienceQA), AI2D (https://prior.allenai.org/projects/diagrams), A-OKVQA."""
+"""Questions with choices: ScienceQA https://github.com/lupantech/ScienceQA, A-OKVQA https://github.com/allenai/aokvqa, AI2D."""
 
 import string
 from collections.abc import Iterator, Mapping
@@ -66,7 +66,7 @@ class MultipleChoice(RecordConverter):
         elif number is None and len(letter) == 1 and letter in LETTERS:
             number = LETTERS.index(letter)
         if number is None or not 0 <= number < len(choices):
-            raise SampleRefused("bad_answer", f"the answer {said[:80]!r} names none of {len(choices)} choices (numbers count from {self.first})")
+            raise SampleRefused("bad_answer", f"{said[:80]!r} names none of {len(choices)} choices (numbers count from {self.first})")
         return number
 
 

@@ -97,8 +97,8 @@ def _json_records(path: Path, at: str, size: int, changed: int) -> tuple[Mapping
         walked.append(part)
         value = value[part]
     if not isinstance(value, list):
-        raise DataError(f"{path}: a list of records is needed at {'.'.join(walked) or 'the top'}, found {_told(value)}. Say with the option "
-                        "`at` where the list is (`data.rows`), `*` for an object of records, or `.` if every file is one record")
+        raise DataError(f"{path}: a list of records is needed at {'.'.join(walked) or 'the top'}, found {_told(value)}. Say with the "
+                        "option `at` where it is (`data.rows`), `*` for an object of records, or `.` if every file is one record")
     return beside, value
 
 

@@ -7,7 +7,8 @@ from nvlm_train.errors import DataError
 
 CAPTIONS = {
     "info": {"description": "COCO 2017 Dataset", "version": "1.0", "year": 2017},
-    "licenses": [{"url": "http://creativecommons.org/licenses/by-nc-sa/2.0/", "id": 1, "name": "Attribution-NonCommercial-ShareAlike License"}],
+    "licenses": [{"url": "http://creativecommons.org/licenses/by-nc-sa/2.0/", "id": 1,
+                  "name": "Attribution-NonCommercial-ShareAlike License"}],
     "images": [
         {"license": 1, "file_name": "000000391895.jpg", "height": 20, "width": 40, "date_captured": "2013-11-14 11:18:45", "id": 391895},
         {"license": 1, "file_name": "000000522418.jpg", "height": 20, "width": 40, "date_captured": "2013-11-14 11:38:44", "id": 522418},
@@ -25,7 +26,8 @@ CAPTIONS = {
 @pytest.fixture
 def root(tmp_path):
     return lay_out(tmp_path / "coco", {"annotations/captions_train2017.json": CAPTIONS,
-                                       "train2017/000000391895.jpg": picture(kind="JPEG"), "train2017/000000522418.jpg": b"<html>404</html>"})
+                                       "train2017/000000391895.jpg": picture(kind="JPEG"),
+                                       "train2017/000000522418.jpg": b"<html>404</html>"})
 
 
 OPTIONS = {"annotations": "annotations/captions_train2017.json", "images": "train2017"}
@@ -50,7 +52,8 @@ def test_all_captions_are_a_sample_each(root):
 
 def test_the_key_chooses_the_caption(tmp_path):
     many = {"images": [{"id": number, "file_name": "a.png"} for number in range(40)],
-            "annotations": [{"image_id": number, "id": 2 * number + side, "caption": f"side {side}"} for number in range(40) for side in (0, 1)]}
+            "annotations": [{"image_id": number, "id": 2 * number + side,
+                             "caption": f"side {side}"} for number in range(40) for side in (0, 1)]}
     root = lay_out(tmp_path / "coco", {"a.json": many, "a.png": picture()})
     chosen = [sample.turns[1].text for sample in convert(root, "coco_captions", annotations="a.json").samples.values()]
     assert 10 <= chosen.count("side 0") <= 30 and len(chosen) == 40

@@ -17,7 +17,8 @@ ROWS = [
     {"id": "000000033471", "image": ["a.png", "b.png"], "conversations": [
         {"from": "system", "value": "Be brief."}, {"from": "human", "value": "Compare <image-2> with <image-1>."},
         {"from": "gpt", "value": "One is red."}]},
-    {"id": "end", "image": "b.png", "conversations": [{"from": "human", "value": "What colour?\n<image>"}, {"from": "gpt", "value": "Red."}]},
+    {"id": "end", "image": "b.png", "conversations": [{"from": "human", "value": "What colour?\n<image>"},
+                                                      {"from": "gpt", "value": "Red."}]},
     {"id": "none", "image": "a.png", "conversations": [{"from": "human", "value": "What colour?"}, {"from": "gpt", "value": "Blue."}]},
 ]
 PICTURES = {"coco/train2017/000000033471.jpg": picture(color="white"), "a.png": picture(color="blue"), "b.png": picture()}

@@ -23,7 +23,8 @@ def keys(folder) -> list[str]:
 
 def test_a_family_with_options(root, tmp_path, capsys):
     out = tmp_path / "my.set"
-    assert data_prep(["convert", "qa_records", str(root), str(out), "--option", "records=a.json", "--workers", "1", "--samples-per-shard", "3"]) == 0
+    flags = ["--option", "records=a.json", "--workers", "1", "--samples-per-shard", "3"]
+    assert data_prep(["convert", "qa_records", str(root), str(out), *flags]) == 0
     assert [entry.samples for entry in ShardFolder(out, "x").entries] == [3, 3, 1] and keys(out)[0] == "my_set-a-0"
     assert "7 of 7 samples kept, 7 images, 3 shards" in capsys.readouterr().out
 

@@ -69,7 +69,8 @@ def test_options_come_from_a_command_line_or_yaml_alike(tmp_path):
     root = lay_out(tmp_path / "set", {"a.json": [], "b.json": [], "one/x": "", "two/x": ""})
     line = converter("qa_records", root, {"records": "a.json, b.json", "images": "one,two"}, "toy")
     assert line == converter("qa_records", root, {"records": ["a.json", "b.json"], "images": ["one", "two"]}, "toy")
-    assert converter("grounding", lay_out(root, {"r.json": []}), {"format": "visual_genome", "annotations": "r.json", "regions": "3"}, "toy").regions == 3
+    options = {"format": "visual_genome", "annotations": "a.json", "regions": "3"}
+    assert converter("grounding", root, options, "toy") == converter("grounding", root, {**options, "regions": 3}, "toy")
 
 
 def test_settings_know_options_and_content_but_not_the_place(tmp_path):
@@ -136,7 +137,8 @@ def test_every_family_and_option_is_documented():
 
 def hostile(chance: random.Random) -> object:
     """A value that no record should hold."""
-    return chance.choice([None, "", 0, -1, 1.5, True, [], {}, [None], {"a": 1}, "../x", "\0", "\ud800", "<image>", [[]], float("nan"), "a" * 5000])
+    return chance.choice([None, "", 0, -1, 1.5, True, [], {}, [None], {"a": 1}, "../x", "\0", "\ud800", "<image>", [[]], float("nan"),
+                          "a" * 5000])
 
 
 @pytest.mark.parametrize("family, options, good", [
@@ -146,7 +148,8 @@ def hostile(chance: random.Random) -> object:
     ("rendered", {}, {"question": "a", "answer": "b"}),
     ("chat", {"format": "sharegpt"}, {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}),
     ("chat", {"format": "alpaca"}, {"instruction": "a", "input": "b", "output": "c"}),
-    ("chat", {"format": "messages"}, {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "text", "text": "b"}]}]}),
+    ("chat", {"format": "messages"}, {"messages": [{"role": "user", "content": "a"},
+                                                   {"role": "assistant", "content": [{"type": "text", "text": "b"}]}]}),
 ])
 def test_whatever_a_record_holds_costs_that_record_alone(tmp_path, family, options, good):
     chance = random.Random(f"hostile/{family}")

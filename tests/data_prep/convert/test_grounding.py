@@ -12,7 +12,8 @@ def region(number: int, phrase: str, x: int, y: int, width: int, height: int) ->
     return {"region_id": number, "width": width, "height": height, "image_id": 1, "phrase": phrase, "y": y, "x": x}
 
 
-REGIONS = [{"id": 1, "regions": [region(1382, "the clock is green in colour", 20, 10, 40, 30), region(1383, "a shade tree", 100, 0, 120, 50),
+REGIONS = [{"id": 1, "regions": [region(1382, "the clock is green in colour", 20, 10, 40, 30),
+                                 region(1383, "a shade tree", 100, 0, 120, 50),
                                  region(1384, "a car", 0, 50, 50, 50), region(1385, "A car", 60, 50, 50, 50),
                                  region(1386, "beyond", 300, 50, 50, 50)]},
            {"id": 2, "regions": []}, {"id": 3, "regions": [region(1, "x", 0, 0, 9, 9)]}]
@@ -40,7 +41,8 @@ def test_golden_regions(genome):
 
 def test_phrases_of_several_places_are_not_asked_for(genome):
     sample = convert(genome, "grounding", turns="referring", **OPTIONS).only
-    assert [turn.text for turn in sample.turns if turn.role == "assistant"] == ["<box>(100,100),(300,400)</box>", "<box>(500,0),(1000,500)</box>"]
+    assert [turn.text for turn in sample.turns if turn.role == "assistant"] == ["<box>(100,100),(300,400)</box>",
+                                                                                "<box>(500,0),(1000,500)</box>"]
     assert "<ref>the clock is green in colour</ref>" in sample.turns[0].text
 
 

@@ -13,7 +13,8 @@ from nvlm_train.errors import DataError
 RED, BLUE = picture(), picture(color="blue")
 CAULDRON = [
     {"images": [{"bytes": RED, "path": None}, {"bytes": BLUE, "path": "b.png"}],
-     "texts": [{"user": "Which differs?", "assistant": "The second.", "source": "spot"}, {"user": "How?", "assistant": "Blue.", "source": "spot"}]},
+     "texts": [{"user": "Which differs?", "assistant": "The second.", "source": "spot"},
+               {"user": "How?", "assistant": "Blue.", "source": "spot"}]},
     {"images": [], "texts": [{"user": "Hello?", "assistant": "Hi.", "source": "text"}]},
     {"images": [{"bytes": RED, "path": None}], "texts": [{"user": "Empty?", "assistant": "", "source": "spot"}]},
 ]
@@ -30,7 +31,8 @@ def test_golden_sample_of_texts(tmp_path):
     found = convert(root, "parquet", files="spot/train-*.parquet", images="images", turns="texts")
     first, text = found.samples.values()
     assert first.key == "toy-spot-train-00000-of-00001-0" and first.images == (RED, BLUE)
-    assert said(first) == [("user", "<image>\n<image>\nWhich differs?"), ("assistant", "The second."), ("user", "How?"), ("assistant", "Blue.")]
+    assert said(first) == [("user", "<image>\n<image>\nWhich differs?"), ("assistant", "The second."),
+                           ("user", "How?"), ("assistant", "Blue.")]
     assert first.meta == {"task": "vqa", "dataset": "toy"}
     assert text.images == () and said(text) == [("user", "Hello?"), ("assistant", "Hi.")]
     assert found.rejected == {"toy-spot-train-00000-of-00001-2": "empty_text"}
@@ -92,7 +94,8 @@ def save_to_disk(root, rows: list, per_batch: int):
 def test_save_to_disk(tmp_path):
     root = tmp_path / "hf"
     root.mkdir()
-    save_to_disk(root, [{"image": {"bytes": RED, "path": None}, "question": f"{number}?", "answer": str(number)} for number in range(1300)], 300)
+    save_to_disk(root, [{"image": {"bytes": RED, "path": None}, "question": f"{number}?", "answer": str(number)}
+                        for number in range(1300)], 300)
     assert arrow_tables.Arrow(root / "data-00000-of-00001.arrow").cuts() == [(0, 900), (900, 1300)]
     found = convert(root, "parquet", files="*.arrow", image="image", id="answer")
     assert list(found.samples)[:2] == ["toy-data-00000-of-00001-0", "toy-data-00000-of-00001-1"]
@@ -120,5 +123,6 @@ def test_pyarrow_may_be_missing(tmp_path, monkeypatch):
 
 
 def test_records_of_other_families_may_be_parquet_too(tmp_path):
-    root = write_parquet(tmp_path / "hf", "sg.parquet", [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}])
+    root = write_parquet(tmp_path / "hf", "sg.parquet",
+                         [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}])
     assert said(convert(root, "chat", format="sharegpt", records="sg.parquet").only) == [("user", "a"), ("assistant", "b")]

@@ -14,14 +14,15 @@ def texts(found) -> list[str]:
 
 def test_golden_chartqa(tmp_path):
     root = lay_out(tmp_path / "ChartQA", {
-        "train/train_human.json": [{"imgname": "41699051005347.png", "query": "How many food item is shown in the bar graph?", "label": "14"}],
+        "train/train_human.json": [{"imgname": "41699051005347.png", "query": "How many food item is shown in the bar graph?",
+                                    "label": "14"}],
         "train/train_augmented.json": [{"imgname": "two_col_1.png", "query": "In what year?", "label": "2018"}],
         "train/png/41699051005347.png": RED})
-    found = convert(root, "qa_records", records=["train/train_human.json", "train/train_augmented.json"], images="train/png", image="imgname",
-                    question="query", answer="label", style="chart")
+    found = convert(root, "qa_records", records=["train/train_human.json", "train/train_augmented.json"], images="train/png",
+                    image="imgname", question="query", answer="label", style="chart")
     assert list(found.samples) == ["toy-train-train_human-0"] and found.only.images == (RED,)
-    assert said(found.only) == [("user", "<image>\nHow many food item is shown in the bar graph?\nGive only the value or label that the figure shows."),
-                                ("assistant", "14")]
+    asked = "<image>\nHow many food item is shown in the bar graph?\nGive only the value or label that the figure shows."
+    assert said(found.only) == [("user", asked), ("assistant", "14")]
     assert found.only.meta == {"task": "vqa", "dataset": "toy", "answers": ["14"]}
     assert found.rejected == {"toy-train-train_augmented-0": "missing_image"}
 
@@ -35,8 +36,8 @@ def test_dvqa(tmp_path):
 
 
 def test_plotqa(tmp_path):
-    pairs = [{"question_string": "What is the difference?", "question_id": number, "image_index": 7, "qid": "Q", "type": "bar", "answer": answer,
-              "answer_bbox": [], "template": "arithmetic"} for number, answer in enumerate([0.5, 12.0, "Yes"])]
+    pairs = [{"question_string": "What is the difference?", "question_id": number, "image_index": 7, "qid": "Q", "type": "bar",
+              "answer": answer, "answer_bbox": [], "template": "arithmetic"} for number, answer in enumerate([0.5, 12.0, "Yes"])]
     root = lay_out(tmp_path / "PlotQA", {"qa_pairs.json": {"qa_pairs": pairs}, "png/7.png": RED})
     found = convert(root, "qa_records", records="qa_pairs.json", at="qa_pairs", images="png", image="{image_index}.png",
                     question="question_string", style="chart")
@@ -45,12 +46,14 @@ def test_plotqa(tmp_path):
 
 def test_gqa_an_object_of_records(tmp_path):
     root = lay_out(tmp_path / "GQA", {"q.json": {
-        "02930152": {"imageId": "2354786", "question": "Is the sky dark?", "answer": "yes", "fullAnswer": "Yes, the sky is dark."}}, "2354786.jpg": RED})
+        "02930152": {"imageId": "2354786", "question": "Is the sky dark?", "answer": "yes",
+                     "fullAnswer": "Yes, the sky is dark."}}, "2354786.jpg": RED})
     found = convert(root, "qa_records", records="q.json", at="*", image="{imageId}.jpg", id="_name")
     assert list(found.samples) == ["toy-q-02930152"] and texts(found) == ["yes"]
 
 
-OCR_VQA = {"0006": {"imageURL": "http://ecx/51.jpg", "answers": ["Sandra Boynton", "No"], "questions": ["Who wrote this book?", "Is it a travel book?"],
+OCR_VQA = {"0006": {"imageURL": "http://ecx/51.jpg", "answers": ["Sandra Boynton", "No"],
+                    "questions": ["Who wrote this book?", "Is it a travel book?"],
                     "title": "Mom's", "split": 1},
            "0007": {"imageURL": "http://ecx/52.jpg", "answers": ["one"], "questions": ["a?", "b?"], "split": 1},
            "0008": {"imageURL": "http://ecx/53.jpg", "answers": ["x"], "questions": ["held out?"], "split": 3}}
@@ -59,8 +62,8 @@ OCR_VQA = {"0006": {"imageURL": "http://ecx/51.jpg", "answers": ["Sandra Boynton
 @pytest.mark.parametrize("turns, keys", [("joined", ["toy-dataset-0006"]), ("single", ["toy-dataset-0006-0", "toy-dataset-0006-1"])])
 def test_ocrvqa_lists_of_questions_and_of_answers(tmp_path, turns, keys):
     root = lay_out(tmp_path / "OCR-VQA", {"dataset.json": OCR_VQA, **{f"images/{name}.jpg": RED for name in OCR_VQA}})
-    found = convert(root, "qa_records", records="dataset.json", at="*", id="_name", images="images", image="{_name}.jpg", question="questions",
-                    answer="answers", turns=turns, where="split=1")
+    found = convert(root, "qa_records", records="dataset.json", at="*", id="_name", images="images", image="{_name}.jpg",
+                    question="questions", answer="answers", turns=turns, where="split=1")
     assert list(found.samples) == keys
     assert [turn.text for sample in found.samples.values() for turn in sample.turns if turn.role == "assistant"] == ["Sandra Boynton", "No"]
     assert found.rejected == {"toy-dataset-0007": "bad_field", "toy-dataset-0008": "not_selected"}
@@ -91,9 +94,10 @@ def test_nested_lists(tmp_path):
     assert list(single.samples) == ["toy-question_answers-0-0", "toy-question_answers-0-2"] and texts(single) == ["Green.", "Left."]
     assert single.rejected == {"toy-question_answers-0-1": "empty_text", "toy-question_answers-1": "bad_field"}
     genome[0]["qas"].pop(1)
-    joined = convert(lay_out(tmp_path / "VG", {"question_answers.json": genome}), "qa_records", records="question_answers.json", items="qas",
-                     image="{id}.jpg", turns="joined")
-    assert list(joined.samples) == ["toy-question_answers-0"] and len(joined.only.turns) == 4 and joined.only.turns[2].text.startswith("Where?")
+    joined = convert(lay_out(tmp_path / "VG", {"question_answers.json": genome}), "qa_records", records="question_answers.json",
+                     items="qas", image="{id}.jpg", turns="joined")
+    assert list(joined.samples) == ["toy-question_answers-0"]
+    assert len(joined.only.turns) == 4 and joined.only.turns[2].text.startswith("Where?")
 
 
 def test_words_that_answers_stand_for(tmp_path):

@@ -13,7 +13,8 @@ SQUARE = picture(200, 100)
 
 TEXTOCR = {
     "info": {"version": "0.1"},
-    "imgs": {"a4ea732cd3d5948a": {"id": "a4ea732cd3d5948a", "width": 200, "height": 100, "set": "train", "file_name": "train/a4ea732cd3d5948a.jpg"},
+    "imgs": {"a4ea732cd3d5948a": {"id": "a4ea732cd3d5948a", "width": 200, "height": 100, "set": "train",
+                                  "file_name": "train/a4ea732cd3d5948a.jpg"},
              "b000": {"id": "b000", "width": 1024, "height": 768, "set": "train", "file_name": "train/b000.jpg"},
              "c000": {"id": "c000", "width": 200, "height": 100, "set": "val", "file_name": "train/c000.jpg"}},
     "anns": {
@@ -27,8 +28,10 @@ TEXTOCR = {
                                "utf8_string": "TODAY", "points": [50, 10, 100, 12, 220, 20, 220, 30, 100, 28, 50, 25], "area": 900.0},
         "a4ea732cd3d5948a_5": {"id": "a4ea732cd3d5948a_5", "image_id": "a4ea732cd3d5948a", "bbox": [210.0, 10.0, 5.0, 5.0],
                                "utf8_string": "gone", "points": [210, 10, 215, 10, 215, 15, 210, 15], "area": 25.0},
-        "b000_1": {"id": "b000_1", "image_id": "b000", "bbox": [0, 0, 9, 9], "utf8_string": "x", "points": [0, 0, 9, 0, 9, 9, 0, 9], "area": 81},
-        "c000_1": {"id": "c000_1", "image_id": "c000", "bbox": [0, 0, 9, 9], "utf8_string": ".", "points": [0, 0, 9, 0, 9, 9, 0, 9], "area": 81}},
+        "b000_1": {"id": "b000_1", "image_id": "b000", "bbox": [0, 0, 9, 9], "utf8_string": "x", "points": [0, 0, 9, 0, 9, 9, 0, 9],
+                   "area": 81},
+        "c000_1": {"id": "c000_1", "image_id": "c000", "bbox": [0, 0, 9, 9], "utf8_string": ".", "points": [0, 0, 9, 0, 9, 9, 0, 9],
+                   "area": 81}},
     "imgToAnns": {"a4ea732cd3d5948a": [f"a4ea732cd3d5948a_{number}" for number in range(1, 6)], "b000": ["b000_1"], "c000": ["c000_1"]},
 }
 
@@ -47,8 +50,10 @@ def test_golden_ocr_with_boxes(textocr):
     assert list(found.samples) == ["toy-a4ea732cd3d5948a"] and found.only.images == (SQUARE,)
     answer = ("<ref>TODAY</ref><box>(250,100),(1000,300)</box><ref>Big</ref><box>(100,500),(350,700)</box>"
               "<ref>SALE</ref><quad>(500,520),(800,560),(790,720),(500,700)</quad>")
-    assert said(found.only) == [("user", "<image>\nFind every piece of text in the picture, and give each with its box."), ("assistant", answer)]
-    assert found.only.meta == {"task": "ocr", "dataset": "toy", "form": "ocr", "texts": 3, "illegible": 1, "outside": 1, "answers": [answer]}
+    assert said(found.only) == [("user", "<image>\nFind every piece of text in the picture, and give each with its box."),
+                                ("assistant", answer)]
+    assert found.only.meta == {"task": "ocr", "dataset": "toy", "form": "ocr", "texts": 3, "illegible": 1, "outside": 1,
+                               "answers": [answer]}
     assert found.rejected == {"toy-b000": "size_mismatch", "toy-c000": "no_text"}
     assert found.details["toy-b000"] == "annotated at 1024x768, the picture is 200x100"
 
@@ -74,9 +79,11 @@ def test_coco_text(tmp_path):
     root = lay_out(tmp_path / "coco", {"cocotext.v2.json": {
         "cats": {}, "info": {"version": "2.0"}, "imgToAnns": {"217925": [45346, 45347], "9": []},
         "imgs": {"217925": {"id": 217925, "set": "train", "width": 200, "file_name": "COCO_train2014_000000217925.jpg", "height": 100}},
-        "anns": {"45346": {"mask": [20, 20, 60, 20, 60, 40, 20, 40], "class": "machine printed", "bbox": [20, 20, 40, 20], "image_id": 217925,
+        "anns": {"45346": {"mask": [20, 20, 60, 20, 60, 40, 20, 40], "class": "machine printed", "bbox": [20, 20, 40, 20],
+                           "image_id": 217925,
                            "id": 45346, "language": "english", "area": 800, "utf8_string": "STOP", "legibility": "legible"},
-                 "45347": {"mask": [80, 20, 90, 20, 90, 30, 80, 30], "class": "machine printed", "bbox": [80, 20, 10, 10], "image_id": 217925,
+                 "45347": {"mask": [80, 20, 90, 20, 90, 30, 80, 30], "class": "machine printed", "bbox": [80, 20, 10, 10],
+                           "image_id": 217925,
                            "id": 45347, "language": "na", "area": 100, "utf8_string": "", "legibility": "illegible"}}},
         "train2014/COCO_train2014_000000217925.jpg": SQUARE})
     sample = convert(root, "text_boxes", format="coco_text", annotations="cocotext.v2.json", images="train2014", turns="ocr").only
@@ -86,7 +93,8 @@ def test_coco_text(tmp_path):
 @pytest.mark.parametrize("format", ["art", "lsvt"])
 def test_art_and_lsvt(tmp_path, format):
     labels = {"gt_0": [
-        {"transcription": "MANDARIN", "points": [[20, 10], [60, 10], [100, 10], [100, 30], [60, 30], [20, 30]], "language": "Latin", "illegibility": False},
+        {"transcription": "MANDARIN", "points": [[20, 10], [60, 10], [100, 10], [100, 30], [60, 30], [20, 30]], "language": "Latin",
+         "illegibility": False},
         {"transcription": "###", "points": [[0, 0], [9, 0], [9, 9], [0, 9]], "illegibility": True}]}
     root = lay_out(tmp_path / "icdar", {"train_labels.json": labels, "train_images/gt_0.jpg": SQUARE})
     found = convert(root, "text_boxes", format=format, annotations="train_labels.json", images="train_images", turns="ocr")
@@ -97,7 +105,8 @@ def test_rects(tmp_path):
     annotation = {"chars": [{"ignore": 0, "transcription": "北", "points": [20, 10, 40, 10, 40, 30, 20, 30]}],
                   "lines": [{"ignore": 0, "transcription": "北京", "points": [20, 10, 60, 10, 60, 30, 20, 30]},
                             {"ignore": 1, "transcription": "###", "points": [0, 50, 9, 50, 9, 59, 0, 59]}]}
-    root = lay_out(tmp_path / "rects", {"gt/train_ReCTS_000001.json": json.dumps(annotation, ensure_ascii=False), "gt/train_ReCTS_000002.json": "{",
+    root = lay_out(tmp_path / "rects", {"gt/train_ReCTS_000001.json": json.dumps(annotation, ensure_ascii=False),
+                                        "gt/train_ReCTS_000002.json": "{",
                                         "img/train_ReCTS_000001.jpg": SQUARE})
     found = convert(root, "text_boxes", format="rects", annotations="gt/*.json", images="img", turns="ocr")
     assert list(found.samples) == ["toy-gt-train_ReCTS_000001"] and ocr(found.only) == "<ref>北京</ref><box>(100,100),(300,300)</box>"
@@ -106,11 +115,13 @@ def test_rects(tmp_path):
 
 def test_rctw(tmp_path):
     lines = '\ufeff20,10,60,10,60,30,20,30,0,"ab,cd"\r\n100,50,140,55,138,70,99,66,1,"###"\r\n'
-    root = lay_out(tmp_path / "rctw", {"train_gts/image_0.txt": lines, "train_gts/image_1.txt": "1,2,3\n", "train_gts/image_2.txt": b"\xb1\xb1",
-                                       "train_gts/image_3.txt": lines, "train_images/image_0.jpg": SQUARE, "train_images/image_1.jpg": SQUARE})
+    root = lay_out(tmp_path / "rctw", {"train_gts/image_0.txt": lines, "train_gts/image_1.txt": "1,2,3\n",
+                                       "train_gts/image_2.txt": b"\xb1\xb1", "train_gts/image_3.txt": lines,
+                                       "train_images/image_0.jpg": SQUARE, "train_images/image_1.jpg": SQUARE})
     found = convert(root, "text_boxes", format="rctw", annotations="train_gts/*.txt", images="train_images", turns="ocr")
     assert list(found.samples) == ["toy-train_gts-image_0"] and ocr(found.only) == "<ref>ab,cd</ref><box>(100,100),(300,300)</box>"
-    assert found.rejected == {"toy-train_gts-image_1": "bad_annotation", "toy-train_gts-image_2": "not_utf8", "toy-train_gts-image_3": "missing_image"}
+    assert found.rejected == {"toy-train_gts-image_1": "bad_annotation", "toy-train_gts-image_2": "not_utf8",
+                              "toy-train_gts-image_3": "missing_image"}
 
 
 def test_the_key_chooses_the_form(tmp_path):

@@ -16,7 +16,8 @@ TRUTH = json.dumps({"gt_parse": {"text_sequence": "In the beginning the universe
 def test_golden_parquet(tmp_path):
     root = tmp_path / "synthdog"
     root.mkdir()
-    rows = [{"image": {"bytes": PAGE, "path": "image_0.jpg"}, "ground_truth": TRUTH}, {"image": {"bytes": PAGE, "path": None}, "ground_truth": "{"},
+    rows = [{"image": {"bytes": PAGE, "path": "image_0.jpg"}, "ground_truth": TRUTH},
+            {"image": {"bytes": PAGE, "path": None}, "ground_truth": "{"},
             {"image": None, "ground_truth": TRUTH}, {"image": {"bytes": PAGE, "path": None}, "ground_truth": '{"gt_parse": {}}'}]
     parquet.write_table(pa.Table.from_pylist(rows), root / "train-00000-of-00084.parquet")
     found = convert(root, "transcription", files="train-*.parquet")
@@ -28,7 +29,8 @@ def test_golden_parquet(tmp_path):
 
 
 def test_folder_with_metadata(tmp_path):
-    root = lay_out(tmp_path / "synthdog", {"train/metadata.jsonl": [{"file_name": "image_0.jpg", "ground_truth": TRUTH}], "train/image_0.jpg": PAGE})
+    root = lay_out(tmp_path / "synthdog", {"train/metadata.jsonl": [{"file_name": "image_0.jpg", "ground_truth": TRUTH}],
+                                           "train/image_0.jpg": PAGE})
     found = convert(root, "transcription", files="train/metadata.jsonl", images="train", max_characters=20)
     assert found.only.images == (PAGE,) and found.only.turns[1].text == "In the beginning the"
     assert "20 characters" in found.only.turns[0].text and found.only.meta["cut_to"] == 20 and found.only.meta["characters"] == 42

@@ -29,7 +29,8 @@ def write_tar(path, members: dict, kind: bytes = tarfile.REGTYPE):
 
 
 IMG2DATASET = {
-    "000000000.jpg": RED, "000000000.txt": b"a red flag \n", "000000000.json": {"caption": "a red flag ", "status": "success", "key": "000000000"},
+    "000000000.jpg": RED, "000000000.txt": b"a red flag \n",
+    "000000000.json": {"caption": "a red flag ", "status": "success", "key": "000000000"},
     "000000001.json": {"caption": "gone", "status": "failed_to_download", "key": "000000001"}, "000000001.txt": b"gone",
     "000000002.jpg": BLUE, "000000002.txt": b"  ", "000000003.jpg": BLUE, "000000004.jpg": RED, "000000004.txt": b"caf\xe9",
     "000000005.JPG": BLUE, "000000005.txt": b"blau",
@@ -61,7 +62,8 @@ def test_pages(tmp_path):
     found = convert(root, "webdataset", tars="*.tar", text="json", field="pages", style="transcription")
     page = found.samples["toy-pdfa-eng-train-000000-0012345"]
     assert said(page) == [("user", "<image>\nWrite out all the text on this page."), ("assistant", "AMENDED AND RESTATED\nIt is")]
-    assert page.images == (PAGE,) and page.meta == {"task": "transcription", "dataset": "toy", "characters": 26, "answers": [page.turns[1].text]}
+    assert page.images == (PAGE,) and page.meta == {"task": "transcription", "dataset": "toy", "characters": 26,
+                                                    "answers": [page.turns[1].text]}
     assert found.samples["toy-pdfa-eng-train-000000-7-1"].images == (picture(color="blue"),)
     assert found.rejected == {"toy-pdfa-eng-train-000000-0099": "bad_json", "toy-pdfa-eng-train-000000-8": "page_mismatch"}
 
