@@ -123,7 +123,8 @@ class RecordConverter(Converter):
 
     Subclasses have an option, called as FILES says, for the files' names or globs, relative to the root. at: where in a JSON file the
     list of records is, a dotted path; `*` for an object of records; `.` if every file is one record. id: field whose values name the
-    samples; by default their place in the file does. Keys are NAME-FILE-ID; a record whose id an earlier one has is called NAME-FILE-ID-again-NUMBER.
+    samples; by default their place in the file does. Keys are NAME-FILE-ID; a record whose id an earlier one has is called
+    NAME-FILE-ID-again-NUMBER.
     """
 
     FILES: ClassVar[str] = "records"

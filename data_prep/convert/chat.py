@@ -14,8 +14,9 @@ from nvlm_train.contracts import Sample, Turn
 class Chat(RecordConverter):
     """Turns as they are; a system turn is kept.
 
-    records: files or globs. format: `sharegpt` (`conversations` of from, value), `alpaca` (instruction, input, output),
-    `qa` (question, answer), `messages` (`messages` of role, content). turns, question, answer, system: names of the fields, where they differ from the format's own.
+    records: files or globs. format: `sharegpt` (`conversations` of from, value), `alpaca` (instruction, input, output), `qa` (question,
+    answer), `messages` (`messages` of role, content). turns, question, answer, system: names of the fields, where they differ from
+    the format's own.
     """
 
     TASK: ClassVar[str] = "chat"

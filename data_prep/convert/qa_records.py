@@ -19,9 +19,10 @@ class QaRecords(RecordConverter):
     """A prompt of the style with the question in it, and the answer.
 
     records: files or globs. images: folders of pictures. image: field of the picture's name, or a template of fields
-    (`{image_index}.png`); empty: text only. question, answer: fields; an answer may be a list, of which the commonest is trained; both lists: a pair of each.
-    items: field of a list of questions within a record (`qas`, `paragraphs/qas`, `questions.*`). turns: whether the pairs of one record
-    are one conversation or a sample each. style: of the prompt. words: what answers stand for (`0=No,1=Yes`).
+    (`{image_index}.png`); empty: text only. question, answer: fields; an answer may be a list, of which the commonest is trained; both
+    lists: a pair of each. items: field of a list of questions within a record (`qas`, `paragraphs/qas`, `questions.*`). turns:
+    whether the pairs of one record are one conversation or a sample each. style: of the prompt. words: what answers stand for
+    (`0=No,1=Yes`).
     """
 
     TASK: ClassVar[str] = "vqa"

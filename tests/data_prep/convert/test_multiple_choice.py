@@ -6,8 +6,8 @@ from convert_toys import convert, lay_out, picture, said
 RED = picture()
 PROBLEM = {"question": "Which of these states is farthest north?", "choices": ["West Virginia", "Louisiana", "Arizona", "Oklahoma"],
            "answer": 0, "hint": "", "image": "image.png", "task": "closed choice", "grade": "grade2", "subject": "social science",
-           "topic": "geography", "category": "Geography", "skill": "Read a map", "lecture": "Maps have four cardinal directions.", "solution": "…",
-           "split": "train"}
+           "topic": "geography", "category": "Geography", "skill": "Read a map",
+           "lecture": "Maps have four cardinal directions.", "solution": "…", "split": "train"}
 
 
 def test_golden_scienceqa(tmp_path):
