@@ -26,7 +26,7 @@ def parser_of(verb: str, description: str, source: str | None = "folder of index
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on, as an argument's type."""
+    """The type of an option that counts something."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
