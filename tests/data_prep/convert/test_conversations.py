@@ -82,6 +82,17 @@ def test_what_cannot_be_used_is_rejected_with_its_reason(tmp_path, bad, reason):
     assert found.rejected == {"toy-rows-0": reason} and list(found.samples) == ["toy-rows-1"]
 
 
+def test_links_within_the_folder_are_followed_and_those_behind_them_too(tmp_path):
+    root = lay_out(tmp_path / "llava", {"real/a.png": picture(), "rows.json": [
+        row("a", "b", image="short/a.png"), row("a", "b", image="short/out.png"), row("a", "b", image="chain.png")]})
+    lay_out(tmp_path, {"secret.png": picture()})
+    (root / "short").symlink_to("real", target_is_directory=True)
+    (root / "real" / "out.png").symlink_to(tmp_path / "secret.png")
+    (root / "chain.png").symlink_to("short/out.png")
+    found = convert(root, "conversations", records="rows.json")
+    assert list(found.samples) == ["toy-rows-0"] and found.rejected == {"toy-rows-1": "unsafe_path", "toy-rows-2": "unsafe_path"}
+
+
 @pytest.mark.parametrize("form", ["<image-{}>", "<image_{}>", "<image {}>", "<Image{}>"])
 def test_numbered_placeholders(form):
     turns, order = place_images([Turn("user", form.format(2) + form.format(1)), Turn("assistant", "so")], 2)
