@@ -103,7 +103,7 @@ class Converter:
         try:
             json.dumps([[turn.text for turn in placed], meta], ensure_ascii=False, allow_nan=False).encode("utf-8")
         except UnicodeEncodeError as error:
-            raise SampleRefused("not_unicode", f"half of a surrogate pair: {error.object[error.start - 20:error.start + 1]!r}") from error
+            raise SampleRefused("not_unicode", f"half of a surrogate pair: {error.object[max(error.start - 20, 0):error.end]!r}") from error
         except (TypeError, ValueError) as error:
             raise SampleRefused("bad_field", f"{error}: {str(meta)[:80]}") from error
         return Sample(key, self.name, tuple(images[place] for place in order), placed, meta)

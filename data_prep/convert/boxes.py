@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from nvlm_train.contracts import IMAGE_PLACEHOLDER
 from nvlm_train.data.images import image_size
 from nvlm_train.errors import SampleRefused
 
 SCALE = 1000
-MARKUP = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+MARKUP = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", IMAGE_PLACEHOLDER)
 Points = Sequence[tuple[float, float]]
 
 
@@ -43,7 +44,7 @@ def paired(numbers: Sequence[float]) -> Points:
     """Points of x1, y1, x2, y2 … Raises SampleRefused("bad_box") if that is not what it is."""
     try:
         values = [float(number) for number in numbers]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise SampleRefused("bad_box", f"coordinates are numbers, found {str(numbers)[:80]}") from error
     if len(values) < 6 or len(values) % 2 or not all(abs(value) < 1e9 for value in values):
         raise SampleRefused("bad_box", f"{len(values)} coordinates, an even number from 6 on is needed: {str(numbers)[:80]}")
@@ -75,6 +76,6 @@ def _listed(points: Sequence[tuple[int, int]]) -> str:
 
 
 def refuse_markup(text: str) -> None:
-    """Raises SampleRefused("markup_in_text") for text that would read as a place."""
+    """Raises SampleRefused("markup_in_text") for text that would read as a place, or as a picture's."""
     if any(mark in text for mark in MARKUP):
         raise SampleRefused("markup_in_text", f"{text[:80]!r} holds one of {', '.join(MARKUP)}")

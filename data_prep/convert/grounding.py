@@ -6,7 +6,7 @@ to be turned into JSON elsewhere, as a pickle runs code when it is read.
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from data_prep.convert import boxes, files
 from data_prep.convert.base import Converter, Paths
-from data_prep.convert.fields import required_text
+from data_prep.convert.fields import text
 from data_prep.convert.keys import key_of
 from data_prep.convert.tables import Listed, Table
 from data_prep.convert.turns import exchange
@@ -53,6 +53,8 @@ class Grounding(Converter):
         if (self.format == "refcoco") != bool(self.instances):
             raise DataError("grounding: format=refcoco needs the option instances (COCO's instances.json, which has the boxes); "
                             "visual_genome has none")
+        if self.regions < 1:
+            raise DataError("grounding: regions is at least 1, found 0")
         files.existing_folders(self.root, self.images)
         super().check()
 
@@ -64,26 +66,35 @@ class Grounding(Converter):
             raise SampleRefused("unknown_image", f"the image {record['id']} is not in {self.instances}")
         picture = files.read_image(self.root, self.images, record["file_name"])
         size = boxes.frame(picture, record["size"])
-        placed, outside = [], 0
-        for phrase, box in record["phrases"]:
-            phrase = required_text({"phrase": phrase}, "phrase")
-            boxes.refuse_markup(phrase)
-            points = boxes.scaled(_corners(box), size)
-            outside += points is None
-            if points is not None:
-                placed.append((phrase, boxes.region(points)))
-        counts = Counter(phrase.lower() for phrase, _ in dict.fromkeys(placed))
-        usable = [pair for pair in dict.fromkeys(placed) if self.turns != "referring" or counts[pair[0].lower()] == 1]
+        placed, skipped = _placed(record["phrases"], size)
+        counts = Counter(phrase.lower() for phrase, _ in placed)
+        usable = [pair for pair in placed if self.turns != "referring" or counts[pair[0].lower()] == 1]
         if not usable:
-            raise SampleRefused("no_region", f"{len(record['phrases'])} phrases, {outside} outside the picture, none that can be asked for")
+            raise SampleRefused("no_region", f"{len(record['phrases'])} phrases ({dict(skipped)}), none that can be asked for")
         chance = random.Random(f"regions/{key}")
         chosen = [usable[number] for number in sorted(chance.sample(range(len(usable)), min(self.regions, len(usable))))]
         pairs = []
         for place, (phrase, region) in enumerate(chosen):
             asks = self.turns == "referring" or (self.turns == "mixed" and counts[phrase.lower()] == 1 and chance.random() < 0.5)
             pairs.append(_referring(f"{key}/{place}", phrase, region) if asks else _caption(f"{key}/{place}", phrase, region))
-        meta = {"image_id": record["id"], "phrases": len(record["phrases"]), "outside": outside, "answers": [pairs[-1][1]]}
+        meta = {"image_id": record["id"], "phrases": len(record["phrases"]), "skipped": dict(skipped), "answers": [pairs[-1][1]]}
         yield Kept(self.sample(key, [picture], exchange(pairs, 1), **meta))
+
+
+def _placed(phrases: Sequence[tuple[Any, Any]], size: tuple[int, int]) -> tuple[list[tuple[str, str]], Counter]:
+    """Phrases with their regions as text, each pair once, and how many others there are, by reason: one bad one costs no picture."""
+    found, skipped = {}, Counter()
+    for phrase, box in phrases:
+        try:
+            phrase = text(phrase, "a phrase")
+            boxes.refuse_markup(phrase)
+            points = boxes.scaled(_corners(box), size)
+            if points is None:
+                raise SampleRefused("outside")
+            found[phrase, boxes.region(points)] = None
+        except SampleRefused as refusal:
+            skipped[refusal.reason] += 1
+    return list(found), skipped
 
 
 def _referring(key: str, phrase: str, region: str) -> tuple[str, str]:
@@ -95,10 +106,12 @@ def _caption(key: str, phrase: str, region: str) -> tuple[str, str]:
 
 
 def _corners(box: Any) -> boxes.Points:
+    """Raises SampleRefused("bad_box")."""
     try:
-        return boxes.rectangle(*map(float, box))
-    except (TypeError, ValueError) as error:
+        x, y, width, height = map(float, box)
+    except (TypeError, ValueError, OverflowError) as error:
         raise SampleRefused("bad_box", f"x, y, width, height are four numbers, found {str(box)[:80]}") from error
+    return boxes.paired([number for corner in boxes.rectangle(x, y, width, height) for number in corner])
 
 
 @lru_cache(maxsize=1)

@@ -39,7 +39,7 @@ def images_of(format: str, path: Path, size: int, changed: int) -> tuple[Mapping
     content = load_json(path)
     try:
         return tuple(_of_words(content) if format in ("textocr", "coco_text") else _of_lists(content))
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise DataError(f"{path} is not in the form of {format} ({error!r}); see docs/converters.md") from error
 
 

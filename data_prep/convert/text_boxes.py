@@ -17,7 +17,7 @@ from data_prep.convert.tables import Files, Listed, Table
 from data_prep.convert.turns import exchange
 from data_prep.passes import Kept, Outcome
 from data_prep.prompts import prompt
-from nvlm_train.errors import SampleRefused
+from nvlm_train.errors import DataError, SampleRefused
 
 PER_PICTURE = {"rects": rects_file, "rctw": rctw_file}
 
@@ -54,6 +54,8 @@ class TextBoxes(Converter):
         return [Listed(path, partial(images_of, self.format, path, *files.signature(path)), (path,))]
 
     def check(self) -> None:
+        if self.regions < 1:
+            raise DataError("text_boxes: regions is at least 1, found 0")
         files.existing_folders(self.root, self.images)
         super().check()
 

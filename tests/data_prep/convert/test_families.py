@@ -141,6 +141,15 @@ def hostile(chance: random.Random) -> object:
                           "a" * 5000])
 
 
+def spoiled(value: object, chance: random.Random) -> object:
+    """The value with some parts of it replaced by hostile ones."""
+    if chance.random() < 0.3:
+        return hostile(chance)
+    if isinstance(value, dict):
+        return {name: spoiled(held, chance) for name, held in value.items()}
+    return [spoiled(held, chance) for held in value] if isinstance(value, list) else value
+
+
 @pytest.mark.parametrize("family, options, good", [
     ("conversations", {}, {"image": "a.png", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}),
     ("qa_records", {"items": "qas"}, {"image": "a.png", "qas": [{"question": "a", "answer": ["b"]}]}),
@@ -153,16 +162,46 @@ def hostile(chance: random.Random) -> object:
 ])
 def test_whatever_a_record_holds_costs_that_record_alone(tmp_path, family, options, good):
     chance = random.Random(f"hostile/{family}")
-
-    def spoiled(value: object) -> object:
-        if chance.random() < 0.3:
-            return hostile(chance)
-        if isinstance(value, dict):
-            return {name: spoiled(held) for name, held in value.items()}
-        return [spoiled(held) for held in value] if isinstance(value, list) else value
-
-    rows = [good, *(spoiled(good) for _ in range(100)), good]
+    rows = [good, *(spoiled(good, chance) for _ in range(100)), good]
     root = lay_out(tmp_path / "set", {"a.json": rows, "a.png": picture()})
     found = convert(root, family, records="a.json", **options)
     assert found.manifest["in"] >= 102 and found.manifest["kept"] >= 2 and len(found.rejected) >= 20
     assert any(key.startswith("toy-a-101") for key in found.samples)
+
+
+def captions(chance: random.Random, number: int) -> dict:
+    return {"a.json": {"images": [{"id": n, "file_name": "a.png"} for n in range(number)],
+                       "annotations": [{"image_id": n, "caption": spoiled("good", chance)} for n in range(number)]}}
+
+
+def questions(chance: random.Random, number: int) -> dict:
+    asked = [{"image_id": n, "question_id": n, "question": spoiled("good?", chance)} for n in range(number)]
+    answered = [{"image_id": n, "question_id": n, "multiple_choice_answer": spoiled("good", chance),
+                 "answers": spoiled([{"answer": "good", "answer_id": 1}], chance)} for n in range(number)]
+    return {"q.json": {"questions": asked}, "a.json": {"annotations": answered}}
+
+
+def phrases_and_boxes(chance: random.Random, number: int) -> dict:
+    return {"a.json": [{"id": n, "regions": [{"phrase": spoiled("good", chance), **{side: spoiled(9, chance) for side in
+                                                                                    ("x", "y", "width", "height")}}]} for n in range(number)],
+            **{f"{n}.jpg": picture() for n in range(number)}}
+
+
+def scene_text(chance: random.Random, number: int) -> dict:
+    line = {"transcription": "good", "points": [[1, 1], [9, 1], [9, 9], [1, 9]], "illegibility": False}
+    return {"a.json": {f"gt_{n}": [spoiled(line, chance) if n % 2 else line] for n in range(number)}, **{f"gt_{n}.jpg": picture() for n in range(number)}}
+
+
+@pytest.mark.parametrize("family, options, make", [
+    ("coco_captions", {}, captions), ("vqa", {"questions": "q.json", "image": "a.png"}, questions),
+    ("grounding", {"format": "visual_genome"}, phrases_and_boxes), ("text_boxes", {"format": "art"}, scene_text)])
+def test_whatever_an_annotation_holds_costs_its_picture_alone(tmp_path, family, options, make):
+    root = lay_out(tmp_path / "set", {"a.png": picture(), **make(random.Random(f"hostile/{family}"), 100)})
+    found = convert(root, family, annotations="a.json", **options)
+    assert found.manifest["in"] == 100 and 5 <= found.manifest["kept"] <= 95
+
+
+def test_nothing_is_asked_of_no_region(tmp_path):
+    root = lay_out(tmp_path / "set", {"a.json": []})
+    assert "regions is at least 1" in refusal(root, "grounding", format="visual_genome", annotations="a.json", regions=0)
+    assert "regions is at least 1" in refusal(root, "text_boxes", format="art", annotations="a.json", regions="0")

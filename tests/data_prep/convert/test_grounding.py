@@ -35,7 +35,8 @@ def test_golden_regions(genome):
         ("user", "Say in a few words what the area <box>(500,0),(1000,500)</box> shows."), ("assistant", "a shade tree"),
         ("user", "Describe the part of the picture inside <box>(0,500),(250,1000)</box>."), ("assistant", "a car"),
         ("user", "Say in a few words what the area <box>(300,500),(550,1000)</box> shows."), ("assistant", "A car")]
-    assert found.only.meta == {"task": "grounding", "dataset": "toy", "image_id": 1, "phrases": 5, "outside": 1, "answers": ["A car"]}
+    assert found.only.meta == {"task": "grounding", "dataset": "toy", "image_id": 1, "phrases": 5, "skipped": {"outside": 1},
+                               "answers": ["A car"]}
     assert found.rejected == {"toy-2": "no_region", "toy-3": "missing_image"}
 
 
@@ -44,6 +45,15 @@ def test_phrases_of_several_places_are_not_asked_for(genome):
     assert [turn.text for turn in sample.turns if turn.role == "assistant"] == ["<box>(100,100),(300,400)</box>",
                                                                                 "<box>(500,0),(1000,500)</box>"]
     assert "<ref>the clock is green in colour</ref>" in sample.turns[0].text
+
+
+def test_a_bad_phrase_costs_no_picture(tmp_path):
+    bad = [region(1, "", 0, 0, 9, 9), region(2, "<box>", 0, 0, 9, 9), region(3, "a", float("nan"), 0, 9, 9), region(4, "b", "x", 0, 9, 9),
+           region(5, "good", 20, 10, 40, 30), region(6, 7, 1e308, 1e308, 1e308, 9), region(7, None, 0, 0, 9, 9), region(8, "c", 0, 0, 0, 9)]
+    root = lay_out(tmp_path / "vg", {"r.json": [{"id": 1, "regions": bad}], "1.jpg": SQUARE})
+    sample = convert(root, "grounding", format="visual_genome", annotations="r.json", turns="caption").only
+    assert sample.turns[1].text == "good" and len(sample.turns) == 2
+    assert sample.meta["skipped"] == {"empty_text": 2, "markup_in_text": 1, "bad_box": 3, "outside": 1}
 
 
 REFS = [
@@ -67,7 +77,7 @@ def test_refcoco(tmp_path):
     assert list(found.samples) == ["toy-581857-train"] and found.rejected == {"toy-581857-testA": "not_selected"}
     assert [turn.text for turn in found.only.turns if turn.role == "assistant"] == ["<box>(103,100),(303,400)</box>"] * 2
     everything = convert(root, "grounding", format="refcoco", annotations="refs.json", instances="instances.json", images="train2014")
-    assert everything.rejected == {"toy-581857-testA": "bad_box"}
+    assert everything.rejected == {"toy-581857-testA": "no_region"} and "bad_box" in everything.details["toy-581857-testA"]
 
 
 def test_pickled_refs_are_refused_unread(tmp_path):

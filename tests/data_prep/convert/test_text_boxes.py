@@ -134,7 +134,7 @@ def test_the_key_chooses_the_form(tmp_path):
 
 @pytest.mark.parametrize("text, points, reason", [
     ("<box>(1,1),(2,2)</box>", [[20, 10], [60, 10], [60, 30], [20, 30]], "markup_in_text"),
-    ("<image>", [[20, 10], [60, 10], [60, 30], [20, 30]], "placeholder_in_answer"),
+    ("<image>", [[20, 10], [60, 10], [60, 30], [20, 30]], "markup_in_text"),
     ("A", [[20, 10], [60, 10]], "bad_box"), ("A", [["x", 10], [60, 10], [1, 1]], "bad_box"), ("A", "none", "bad_box"),
     ("A", [[float("nan"), 10], [60, 10], [1, 1]], "bad_box")])
 def test_bad_annotations_are_rejected(tmp_path, text, points, reason):
