@@ -78,7 +78,7 @@ class Grounding(Converter):
             asks = self.turns == "referring" or (self.turns == "mixed" and counts[phrase.lower()] == 1 and chance.random() < 0.5)
             pairs.append(_referring(f"{key}/{place}", phrase, region) if asks else _caption(f"{key}/{place}", phrase, region))
         meta = {"image_id": record["id"], "phrases": len(record["phrases"]), "skipped": dict(skipped), "answers": [pairs[-1][1]]}
-        yield Kept(self.sample(key, [picture], exchange(pairs, 1), **meta))
+        yield Kept(self.sample(key, [picture], exchange(pairs), **meta))
 
 
 def _placed(phrases: Sequence[tuple[Any, Any]], size: tuple[int, int]) -> tuple[list[tuple[str, str]], Counter]:

@@ -54,7 +54,7 @@ class MultipleChoice(RecordConverter):
         listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
         pictures = self.pictures(self.named(record, self.image)) if self.image else ()
         pairs = [(prompt("multiple_choice", key, question=question, choices=listed), LETTERS[right])]
-        return self.sample(key, pictures, exchange(pairs, len(pictures)), answers=[LETTERS[right]], choices=choices)
+        return self.sample(key, pictures, exchange(pairs), answers=[LETTERS[right]], choices=choices)
 
     def _right(self, answer: Any, choices: list[str]) -> int:
         """The place of the right choice. Raises SampleRefused("bad_answer")."""

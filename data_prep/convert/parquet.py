@@ -55,7 +55,7 @@ class Parquet(RecordConverter):
         if self.turns:
             return self.sample(key, pictures, _conversation(required(record, self.turns)))
         pairs = pairs_of(key, record, self.question, self.answer, self.style, self.words)
-        turns = exchange([(pair.asked, pair.trained) for pair in pairs], len(pictures))
+        turns = exchange([(pair.asked, pair.trained) for pair in pairs])
         return self.sample(key, pictures, turns, answers=list(pairs[-1].answers))
 
 

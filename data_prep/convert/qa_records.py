@@ -9,7 +9,7 @@ from data_prep.convert.fields import items_of
 from data_prep.convert.keys import key_of
 from data_prep.convert.pairs import Pair, Style, pairs_of
 from data_prep.convert.turns import exchange
-from data_prep.passes import Outcome
+from data_prep.passes import Outcome, Rejected
 from nvlm_train.contracts import Sample
 from nvlm_train.errors import DataError, SampleRefused
 
@@ -49,7 +49,15 @@ class QaRecords(RecordConverter):
                 own = key_of(key, place)
                 yield outcome(own, lambda own=own, item=item: self._sample(own, item, self._pairs(own, item)))
             return
-        pairs = [pair for place, item in enumerate(items) for pair in self._pairs(key_of(key, place) if self.items else key, item)]
+        pairs = []
+        for place, item in enumerate(items):
+            own = key_of(key, place) if self.items else key
+            try:
+                pairs += self._pairs(own, item)
+            except SampleRefused as refusal:
+                yield Rejected(own, refusal.reason, refusal.detail)
+        if not pairs:
+            return
         if self.turns == "joined" or len(pairs) == 1:
             yield outcome(key, lambda: self._sample(key, items[0], pairs))
             return
@@ -64,5 +72,5 @@ class QaRecords(RecordConverter):
         pictures = self.pictures(self.named(record, self.image)) if self.image else ()
         if self.image and not pictures:
             raise SampleRefused("missing_image", f"the field {self.image} is empty")
-        turns = exchange([(pair.asked, pair.trained) for pair in pairs], len(pictures))
+        turns = exchange([(pair.asked, pair.trained) for pair in pairs])
         return self.sample(key, pictures, turns, answers=list(pairs[-1].answers))

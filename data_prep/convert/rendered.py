@@ -45,5 +45,5 @@ class Rendered(RecordConverter):
         given = answers(required(record, self.answer))
         chance = random.Random(f"page/{key}")
         picture = page(drawn, chance.choice(WIDTHS), self.font, chance.choice(SIZES))
-        turns = exchange([(prompt("rendered", key), commonest(given))], 1)
+        turns = exchange([(prompt("rendered", key), commonest(given))])
         return self.sample(key, [picture], turns, answers=given, drawn=drawn)

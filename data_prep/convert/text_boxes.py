@@ -72,7 +72,7 @@ class TextBoxes(Converter):
         form = self.turns if self.turns != "mixed" else random.Random(f"form/{key}").choice(["ocr", "grounded"])
         pairs = [_ocr(key, texts)] if form == "ocr" else _grounded(key, texts, self.regions)
         meta = {"form": form, "texts": len(texts), **skipped}
-        yield Kept(self.sample(key, [picture], exchange(pairs, 1), answers=[pairs[-1][1]], **meta))
+        yield Kept(self.sample(key, [picture], exchange(pairs), answers=[pairs[-1][1]], **meta))
 
     def _picture(self, record: Mapping) -> bytes:
         """As the annotations name it, by its last part alone, or by the annotations' stem."""

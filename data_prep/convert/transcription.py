@@ -41,7 +41,7 @@ class Transcription(RecordConverter):
         if len(pictures) != 1:
             raise SampleRefused("missing_image", f"{len(pictures)} pictures in {self.image}, one is needed")
         pair, meta = transcript(key, text(through_json(record, self.text), self.text), self.max_characters)
-        return self.sample(key, pictures, exchange([pair], 1), answers=[pair[1]], **meta)
+        return self.sample(key, pictures, exchange([pair]), answers=[pair[1]], **meta)
 
 
 def transcript(key: str, whole: str, limit: int) -> tuple[tuple[str, str], dict]:

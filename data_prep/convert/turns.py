@@ -15,10 +15,9 @@ ROLES = {"system": "system", "human": "user", "user": "user", "prompter": "user"
 _NUMBERED = re.compile(r"<image[-_ ]?(\d+)>", re.IGNORECASE)
 
 
-def exchange(pairs: Sequence[tuple[str, str]], images: int = 0) -> tuple[Turn, ...]:
-    """User and assistant turns of questions and answers, with `images` pictures before the first question."""
-    turns = [Turn(role, said) for pair in pairs for role, said in zip(("user", "assistant"), pair, strict=True)]
-    return place_images(turns, images)[0]
+def exchange(pairs: Sequence[tuple[str, str]]) -> list[Turn]:
+    """User and assistant turns of questions and answers."""
+    return [Turn(role, said) for pair in pairs for role, said in zip(("user", "assistant"), pair, strict=True)]
 
 
 def place_images(turns: Sequence[Turn], images: int) -> tuple[tuple[Turn, ...], tuple[int, ...]]:

@@ -15,7 +15,7 @@ from data_prep.convert.turns import exchange
 from data_prep.passes import Outcome, Rejected
 from data_prep.prompts import prompt
 from nvlm_train.contracts import Sample
-from nvlm_train.errors import DataError
+from nvlm_train.errors import DataError, SampleRefused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,27 +46,45 @@ class Vqa(Converter):
         return key_of(self.name, record["image_id"])
 
     def convert(self, key: str, record: Mapping) -> Iterator[Outcome]:
-        answered = []
+        asked = []
         for question in record["questions"]:
-            own = key_of(key, question.get("question_id"))
-            if question["annotation"] is None:
-                yield Rejected(own, "no_annotation", f"the question {question.get('question_id')} is not in the annotations")
-            elif self.turns == "joined":
-                answered.append(question)
-            else:
-                yield outcome(own, lambda own=own, question=question: self._sample(own, record, [question]))
+            own = key_of(key, question["question_id"])
+            try:
+                asked.append(_asked(own, question))
+            except SampleRefused as refusal:
+                yield Rejected(own, refusal.reason, refusal.detail)
         for annotation in record["strays"]:
             yield Rejected(key_of(key, annotation.get("question_id")), "unknown_question", "an annotation of a question that is not listed")
-        if answered:
-            yield outcome(key, lambda: self._sample(key, record, answered))
+        if asked and self.turns == "joined":
+            yield outcome(key, lambda: self._sample(key, record, asked))
+        elif asked:
+            for one in asked:
+                yield outcome(one.key, lambda one=one: self._sample(one.key, record, [one]))
 
-    def _sample(self, key: str, record: Mapping, questions: Sequence[Mapping]) -> Sample:
-        picture = files.read_image(self.root, self.images, filled(self.image, {**record, **questions[0]}))
-        pairs = [(prompt("vqa", f"{key}/{place}", question=required_text(question, "question")),
-                  required_text(question["annotation"], "multiple_choice_answer")) for place, question in enumerate(questions)]
-        last = questions[-1]
-        return self.sample(key, [picture], exchange(pairs), image_id=record["image_id"], question_id=last.get("question_id"),
-                           answers=answers(last["annotation"].get("answers") or last["annotation"]["multiple_choice_answer"]))
+    def _sample(self, key: str, record: Mapping, asked: Sequence["Asked"]) -> Sample:
+        picture = files.read_image(self.root, self.images, filled(self.image, {**record, **asked[0].question}))
+        return self.sample(key, [picture], exchange([one.pair for one in asked]), image_id=record["image_id"],
+                           question_id=asked[-1].question["question_id"], answers=asked[-1].answers)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question that can be used. key: of its sample, if it has one of its own. pair: what is asked, and the trained answer."""
+
+    key: str
+    question: Mapping
+    pair: tuple[str, str]
+    answers: list[str]
+
+
+def _asked(key: str, question: Mapping) -> Asked:
+    """Raises SampleRefused: no_annotation, missing_field, empty_text, bad_field."""
+    annotation = question["annotation"]
+    if annotation is None:
+        raise SampleRefused("no_annotation", f"the question {question['question_id']} is not in the annotations")
+    trained = required_text(annotation, "multiple_choice_answer")
+    asked = prompt("vqa", key, question=required_text(question, "question"))
+    return Asked(key, question, (asked, trained), answers(annotation.get("answers") or trained))
 
 
 @lru_cache(maxsize=1)

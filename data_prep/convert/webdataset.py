@@ -126,8 +126,8 @@ class Webdataset(Converter):
         chosen = commonest(given)
         if self.style == "transcription":
             pair, meta = transcript(key, chosen, self.max_characters)
-            return self.sample(key, [picture], exchange([pair], 1), answers=[pair[1]], **{"task": self.task or self.style, **meta, **pages})
-        return self.sample(key, [picture], exchange([(prompt(self.style, key), chosen)], 1), answers=given, **pages)
+            return self.sample(key, [picture], exchange([pair]), answers=[pair[1]], **{"task": self.task or self.style, **meta, **pages})
+        return self.sample(key, [picture], exchange([(prompt(self.style, key), chosen)]), answers=given, **pages)
 
 
 def _page_text(page: Any) -> str:

@@ -93,9 +93,8 @@ def test_nested_lists(tmp_path):
     single = convert(root, "qa_records", records="question_answers.json", items="qas", image="{id}.jpg")
     assert list(single.samples) == ["toy-question_answers-0-0", "toy-question_answers-0-2"] and texts(single) == ["Green.", "Left."]
     assert single.rejected == {"toy-question_answers-0-1": "empty_text", "toy-question_answers-1": "bad_field"}
-    genome[0]["qas"].pop(1)
-    joined = convert(lay_out(tmp_path / "VG", {"question_answers.json": genome}), "qa_records", records="question_answers.json",
-                     items="qas", image="{id}.jpg", turns="joined")
+    joined = convert(root, "qa_records", records="question_answers.json", items="qas", image="{id}.jpg", turns="joined")
+    assert joined.rejected == single.rejected
     assert list(joined.samples) == ["toy-question_answers-0"]
     assert len(joined.only.turns) == 4 and joined.only.turns[2].text.startswith("Where?")
 

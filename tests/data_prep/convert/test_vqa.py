@@ -18,12 +18,13 @@ QUESTIONS = {
     "info": {"description": "This is v2.0 of the VQA dataset.", "version": "2.0"}, "task_type": "Open-Ended", "data_type": "mscoco",
     "license": {"name": "Creative Commons Attribution 4.0 International License"}, "data_subtype": "train2014",
     "questions": [question(458752, 458752000, "What is this photo taken looking through?"), question(262146, 262146000, "What color?"),
-                  question(458752, 458752001, "What position is this man playing?"), question(458752, 458752002, "Unanswered?")],
+                  question(458752, 458752001, "What position is this man playing?"), question(458752, 458752002, "Unanswered?"), question(458752, 458752003, "")],
 }
 ANNOTATIONS = {
     "info": QUESTIONS["info"], "data_type": "mscoco", "data_subtype": "train2014", "license": QUESTIONS["license"],
     "annotations": [annotation(458752, 458752000, ["net"] * 8 + ["netting", "mesh"]), annotation(262146, 262146000, ["red"] * 10),
-                    annotation(458752, 458752001, ["pitcher"] * 9 + ["catcher"]), annotation(262146, 99, ["stray"] * 10)],
+                    annotation(458752, 458752001, ["pitcher"] * 9 + ["catcher"]), annotation(458752, 458752003, ["no"]),
+                    annotation(262146, 99, ["stray"] * 10)],
 }
 OPTIONS = {"questions": "questions.json", "annotations": "annotations.json", "images": "train2014"}
 
@@ -38,11 +39,12 @@ def test_golden_conversation_of_an_image(root):
     found = convert(root, "vqa", **OPTIONS)
     assert list(found.samples) == ["toy-458752"] and len(found.only.images) == 1
     assert said(found.only) == [
-        ("user", "<image>\nWhat is this photo taken looking through?\nReply briefly."), ("assistant", "net"),
-        ("user", "What position is this man playing?\nKeep the answer to a few words."), ("assistant", "pitcher")]
+        ("user", "<image>\nWhat is this photo taken looking through?\nKeep the answer to a few words."), ("assistant", "net"),
+        ("user", "What position is this man playing?\nAnswer with a word or a short phrase."), ("assistant", "pitcher")]
     assert found.only.meta == {"task": "vqa", "dataset": "toy", "image_id": 458752, "question_id": 458752001,
                                "answers": ["pitcher"] * 9 + ["catcher"]}
-    assert found.rejected == {"toy-458752-458752002": "no_annotation", "toy-262146": "missing_image", "toy-262146-99": "unknown_question"}
+    assert found.rejected == {"toy-458752-458752002": "no_annotation", "toy-458752-458752003": "empty_text",
+                              "toy-262146": "missing_image", "toy-262146-99": "unknown_question"}
 
 
 def test_a_sample_for_each_question(root):
