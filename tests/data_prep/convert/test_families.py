@@ -182,14 +182,15 @@ def questions(chance: random.Random, number: int) -> dict:
 
 
 def phrases_and_boxes(chance: random.Random, number: int) -> dict:
-    return {"a.json": [{"id": n, "regions": [{"phrase": spoiled("good", chance), **{side: spoiled(9, chance) for side in
-                                                                                    ("x", "y", "width", "height")}}]} for n in range(number)],
+    region = {"phrase": "good", "x": 9, "y": 9, "width": 9, "height": 9}
+    return {"a.json": [{"id": n, "regions": [{name: spoiled(held, chance) for name, held in region.items()}]} for n in range(number)],
             **{f"{n}.jpg": picture() for n in range(number)}}
 
 
 def scene_text(chance: random.Random, number: int) -> dict:
     line = {"transcription": "good", "points": [[1, 1], [9, 1], [9, 9], [1, 9]], "illegibility": False}
-    return {"a.json": {f"gt_{n}": [spoiled(line, chance) if n % 2 else line] for n in range(number)}, **{f"gt_{n}.jpg": picture() for n in range(number)}}
+    return {"a.json": {f"gt_{n}": [spoiled(line, chance) if n % 2 else line] for n in range(number)},
+            **{f"gt_{n}.jpg": picture() for n in range(number)}}
 
 
 @pytest.mark.parametrize("family, options, make", [

@@ -18,7 +18,8 @@ QUESTIONS = {
     "info": {"description": "This is v2.0 of the VQA dataset.", "version": "2.0"}, "task_type": "Open-Ended", "data_type": "mscoco",
     "license": {"name": "Creative Commons Attribution 4.0 International License"}, "data_subtype": "train2014",
     "questions": [question(458752, 458752000, "What is this photo taken looking through?"), question(262146, 262146000, "What color?"),
-                  question(458752, 458752001, "What position is this man playing?"), question(458752, 458752002, "Unanswered?"), question(458752, 458752003, "")],
+                  question(458752, 458752001, "What position is this man playing?"), question(458752, 458752002, "Unanswered?"),
+                  question(458752, 458752003, "")],
 }
 ANNOTATIONS = {
     "info": QUESTIONS["info"], "data_type": "mscoco", "data_subtype": "train2014", "license": QUESTIONS["license"],
