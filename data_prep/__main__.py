@@ -5,17 +5,18 @@ import sys
 
 from nvlm_train.errors import NvlmError
 
-# verb -> (module with `main`, one line of help); modules are imported only when asked for
+# verb -> (module with `main`, one line of help), in the order of use; modules are imported only when asked for
 VERBS = {
-    "index": ("data_prep.shards", "index a folder of webdataset tars, so that training can read it"),
     "catalog": ("data_prep.catalog_command", "the datasets of the paper: what they are, and how they are read"),
+    "convert": ("data_prep.convert_command", "a public dataset in its own format becomes indexed shards"),
     "check": ("data_prep.curate.check", "decode every picture, repair text, and leave out what could hurt training"),
     "dedup": ("data_prep.curate.dedup", "of samples that say the same, keep one"),
     "decontaminate": ("data_prep.curate.decontaminate", "leave out what stands in a benchmark"),
     "shard": ("data_prep.curate.shard", "merge folders, shuffle them, and cut them into shards of even size"),
-    "verify": ("data_prep.curate.verify", "compare shards and samples with their hashes, and counts along a chain of passes"),
+    "index": ("data_prep.shards", "index a folder of webdataset tars, so that training can read it"),
     "stats": ("data_prep.curate.stats", "what is in a folder: sizes, tiles, lengths, answers, tasks"),
     "preview": ("data_prep.preview", "show samples of an indexed folder as the model will see them"),
+    "verify": ("data_prep.curate.verify", "compare shards and samples with their hashes, and counts along a chain of passes"),
 }
 
 

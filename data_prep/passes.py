@@ -201,7 +201,8 @@ def _escaped(name: str) -> str:
 def _work(unit: str, source: Source, out: Path, samples_per_shard: int | None) -> dict:
     """Do one unit. Returns its tally, which is also what `passed/UNIT.json` holds."""
     shards = []
-    with open(out / PASSED / f"{unit}.rejected.jsonl", "w", encoding="utf-8") as rejections:
+    # A detail may quote half of a surrogate pair, which JSON can hold and UTF-8 cannot.
+    with open(out / PASSED / f"{unit}.rejected.jsonl", "w", encoding="utf-8", errors="backslashreplace") as rejections:
         tally = _Tally(rejections)
         kept = tally.kept(source.outcomes(unit))
         for number, first in enumerate(kept):

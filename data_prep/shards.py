@@ -32,6 +32,7 @@ from nvlm_train.data.shards import ShardFolder, file_sha256
 from nvlm_train.errors import DataError, SampleRefused
 
 _BLOCK = tarfile.BLOCKSIZE
+SHARD_EXTENSIONS = frozenset({"json", *IMAGE_EXTENSIONS})
 LONGEST_KEY = 80    # of the 100 bytes that every tar has for a name, the rest for ".123.jpeg"
 
 
@@ -90,8 +91,11 @@ def write_shards(folder: Path | str, samples: Iterable[Sample], samples_per_shar
 
 # Indexing
 
-def _members(path: Path) -> list[tarfile.TarInfo]:
-    """Regular members of a tar, in order. Raises DataError for a tar that is damaged, cut off, or holds what a shard must not."""
+def tar_members(path: Path, extensions: frozenset[str] | None = SHARD_EXTENSIONS) -> list[tarfile.TarInfo]:
+    """Regular members of a tar, in order; extensions: those that may be there, None for any.
+
+    Raises DataError for a tar that is damaged, cut off, or holds what a shard must not: other files, links, a name twice.
+    """
     size = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar:
@@ -112,7 +116,7 @@ def _members(path: Path) -> list[tarfile.TarInfo]:
         extension = member.name.rpartition(".")[2].lower()
         if not member.isreg():
             raise DataError(f"shard {path} holds {member.name}, a link or device; a shard holds plain files only")
-        if extension != "json" and extension not in IMAGE_EXTENSIONS:
+        if extensions is not None and extension not in extensions:
             raise DataError(f"shard {path} holds {member.name}; a shard holds json and pictures ({', '.join(sorted(IMAGE_EXTENSIONS))}) only, "
                             "nothing that other tools might run or unpickle")
     repeated = [name for name, count in Counter(member.name for member in members).items() if count > 1]
@@ -121,7 +125,7 @@ def _members(path: Path) -> list[tarfile.TarInfo]:
     return members
 
 
-def _key_and_suffix(name: str) -> tuple[str, str]:
+def key_and_suffix(name: str) -> tuple[str, str]:
     """webdataset's rule: the key ends at the first dot of the last part."""
     parent, slash, last = name.rpartition("/")
     stem, _, suffix = last.partition(".")
@@ -138,8 +142,8 @@ def _size_or_zero(image: bytes) -> tuple[int, int]:
 def index_shard(path: Path) -> tuple[ShardEntry, ShardIndex]:
     """Index one tar. Raises DataError for one that is damaged or unsafe."""
     groups: dict[str, dict[str, tarfile.TarInfo]] = {}
-    for member in _members(path):
-        key, _ = _key_and_suffix(member.name)
+    for member in tar_members(path):
+        key, _ = key_and_suffix(member.name)
         groups.setdefault(key, {})[member.name] = member
     records, images, first, digests, refused = [], [], [0], [], {}
     with open(path, "rb") as file:

@@ -14,6 +14,8 @@ from data_prep.catalog.blend import TEXT_SHARE, blend_recipe, weights
 from data_prep.catalog.entries import FAMILIES, STYLES, TASKS, entry, load_catalog
 from data_prep.catalog.listing import markdown, size_text
 from data_prep.catalog_command import search
+from data_prep.convert.families import FAMILIES as CONVERTERS
+from data_prep.convert.options import typed
 from nvlm_train.config.compose import compose, recipes_dir
 from nvlm_train.data.order import quotas
 from nvlm_train.errors import DataError
@@ -99,16 +101,14 @@ def test_options_of_converters_are_plain_and_stay_in_the_dataset_folder():
 
 def test_converters_take_the_options_of_every_entry():
     """Five entries have none: their public files need work first, or their layout is not known."""
-    families = pytest.importorskip("data_prep.convert.families", reason="the catalog without the converters").FAMILIES
-    typed = pytest.importorskip("data_prep.convert.options").typed
     bare = set()
     for e in CATALOG.values():
         options = {name: value for name, value in e.convert.items() if name != "family"}
         if options:
-            typed(e.convert["family"], families[e.convert["family"]], options)
+            typed(e.convert["family"], CONVERTERS[e.convert["family"]], options)
         else:
             bare.add(e.name)
-    assert bare == {"wikitablequestions", "dude", "vqa_cd", "poie", "textbook"} and set(families) == set(FAMILIES)
+    assert bare == {"wikitablequestions", "dude", "vqa_cd", "poie", "textbook"} and set(CONVERTERS) == set(FAMILIES)
 
 
 # What it refuses

@@ -1,0 +1,1 @@
+"""Converters: public dataset formats in, samples out. A file per family; `families.py` lists them."""
