@@ -30,11 +30,13 @@ class Row:
 
 
 def score_rows(results: Mapping) -> list[Row]:
-    """For each task: accuracy with its interval, then with grey pictures, then of the commonest answer."""
-    rows = []
+    """For each task: accuracy with its interval, less the first design's, then with grey pictures, then of the commonest answer."""
+    rows, first = [], next(iter(results["designs"]))
     for task in tasks_of(results):
         marks = [design["tasks"].get(task) for design in results["designs"].values()]
         rows.append(Row(task, [UNKNOWN if mark is None else spelt(mark) for mark in marks]))
+        if any(mark and mark["less_first"] for mark in marks):
+            rows.append(Row(f"{task}, less {first}, points", ["" if mark is marks[0] else _points(mark and mark["less_first"]) for mark in marks]))
         if any(mark and mark["blanked"] is not None for mark in marks):
             rows.append(Row(f"{task}, pictures blanked", [_percent(mark and mark["blanked"]) for mark in marks]))
         rows.append(Row(f"{task}, commonest answer", [_percent(mark and mark["majority"]) for mark in marks]))
@@ -83,6 +85,21 @@ def spelt(mark: Mapping) -> str:
     """A score with its interval: 88.0% (84.4–90.9)."""
     low, high = (f"{mark[end]:.1%}".rstrip("%") for end in ("low", "high"))
     return f"{mark['accuracy']:.1%} ({low}–{high})"
+
+
+def differences_of(results: Mapping, task: str) -> str:
+    """All differences from the first design in one line; empty where there are too few seeds."""
+    told = [f"{name} {_points(mark['less_first'])}" for name, design in results["designs"].items()
+            if (mark := design["tasks"].get(task)) and mark["less_first"]]
+    return f"Less {next(iter(results['designs']))}, seed by seed, in points: {'; '.join(told)}" if told else ""
+
+
+def _points(difference: Mapping | None) -> str:
+    """A difference of accuracies with its interval, in hundredths: −8.3 (−14.8 to −1.7)."""
+    if difference is None:
+        return UNKNOWN
+    mean, low, high = (f"{100 * difference[key]:+.1f}".replace("-", "−") for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
 
 
 def _percent(value: float | None) -> str:

@@ -39,7 +39,7 @@ def write_page(folder: Path, results: Mapping, outcomes: Sequence[Outcome]) -> P
     html = jinja.get_template("compare.html.j2").render(
         title=folder.resolve().name, results=results, written=time.strftime("%d %B %Y, %H:%M"),
         colours={name: colour for colour, name in enumerate(results["designs"], start=1)},
-        tasks=[(task, _bars(results, task)) for task in figures.tasks_of(results)], note=figures.interval_note(results),
+        tasks=[(task, _bars(results, task), figures.differences_of(results, task)) for task in figures.tasks_of(results)], note=figures.interval_note(results),
         stages=[(name, _charts(stage, outcomes), figures.stage_rows(results, stage))
                 for stage, name in figures.stages_of(results)],
         stage_names=dict(figures.stages_of(results)), costs=figures.cost_rows(results),

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 
 from nvlm_train.comparison.designs import Design, Job
 from nvlm_train.comparison.fairness import differences, shared_settings
-from nvlm_train.comparison.intervals import interval
+from nvlm_train.comparison.intervals import interval, paired
 from nvlm_train.comparison.measure import RunFigures, StageFigures
 from nvlm_train.config.dump import redact
 from nvlm_train.model.accounting import parameters
@@ -32,11 +32,16 @@ class Outcome:
 def results(designs: Sequence[Design], outcomes: Sequence[Outcome], processes: int) -> dict:
     """The whole tree."""
     of = {design.name: [outcome for outcome in outcomes if outcome.job.design.name == design.name] for design in designs}
+    found = {design.name: _design(design, of[design.name]) for design in designs}
+    first = designs[0].name
+    for name in found:
+        for task, marks in found[name]["tasks"].items():
+            marks["less_first"] = None if name == first else _difference(of[name], of[first], task)
     return {
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seeds": list(dict.fromkeys(outcome.job.seed for outcome in outcomes)),
         "processes": processes,
-        "designs": {design.name: _design(design, of[design.name]) for design in designs},
+        "designs": found,
         "same": redact(shared_settings(designs)),
         "differing": [asdict(difference) for difference in differences(designs)],
         "failed": [{"design": outcome.job.design.name, "seed": outcome.job.seed, "reason": outcome.failure}
@@ -59,6 +64,15 @@ def _design(design: Design, outcomes: Sequence[Outcome]) -> dict:
         "runs": {str(outcome.job.seed): f"{design.name}/{outcome.job.folder.name}" for outcome in outcomes
                  if outcome.figures is not None},
     }
+
+
+def _difference(of: Sequence[Outcome], of_first: Sequence[Outcome], task: str) -> dict | None:
+    """A design's accuracy less the first design's, over the seeds that both were asked under; None if these are fewer than three."""
+    own, first = ({outcome.job.seed: outcome.tasks[task]["accuracy"] for outcome in each
+                   if outcome.counts and outcome.tasks and task in outcome.tasks} for each in (of, of_first))
+    seeds = [seed for seed in own if seed in first]
+    span = paired([own[seed] for seed in seeds], [first[seed] for seed in seeds])
+    return span and {"mean": statistics.mean(own[seed] - first[seed] for seed in seeds), "low": span.low, "high": span.high}
 
 
 def _stage(seeds: Sequence[StageFigures]) -> dict:

@@ -37,7 +37,9 @@ def test_each_design_and_seed_is_trained_then_asked(compare, tmp_path):
     design = found["designs"][D]
     assert design["architecture"] == "nvlm_d" and design["words"] == [*SHORT, "recipe=nvlm_d_tiny"]
     assert design["tasks"]["shapes"] == {"accuracy": 0.75, "low": 0.75, "high": 0.75, "interval": "student_t", "blanked": 0.5,
-                                         "majority": 0.25, "questions": 4, "by_seed": [0.75] * 3}
+                                         "majority": 0.25, "questions": 4, "by_seed": [0.75] * 3, "less_first": None}
+    assert found["designs"][X]["tasks"]["shapes"]["less_first"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert "shapes, less nvlm_d_tiny, points" in shown and "+0.0 (+0.0 to +0.0)" in shown
     assert design["stages"]["sft"] == {
         "training_loss": 1.0, "validation_loss": 1.5, "samples_per_s": 4.0, "tokens_per_sample": 15.0,
         "memory_tokens_per_sample": 4.0, "gflop_per_sample": pytest.approx(1.5), "refused": 0}

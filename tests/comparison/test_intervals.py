@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from nvlm_train.comparison.intervals import STUDENT, WILSON, interval, student_t, wilson
+from nvlm_train.comparison.intervals import STUDENT, WILSON, interval, paired, student_t, wilson
 
 
 def test_wilson_by_hand():
@@ -32,3 +32,10 @@ def test_seeds_decide_the_method():
     assert interval([0.5], 10) == wilson(0.5, 10)
     # Two seeds that answer the same ten questions are still ten questions.
     assert interval([0.4, 0.6], 10) == wilson(0.5, 10)
+
+
+def test_differences_are_paired_and_may_be_negative():
+    found = paired([0.454, 0.469, 0.475], [0.507, 0.561, 0.578])     # differences -0.053, -0.092, -0.103
+    assert (found.low, found.high) == (pytest.approx(-0.1480, abs=1e-4), pytest.approx(-0.0174, abs=1e-4))
+    assert paired([0.5, 0.6], [0.4, 0.5]) is None
+    assert paired([1.0, 0.0, 1.0], [0.0, 1.0, 0.0]).low == -1.0
