@@ -19,6 +19,7 @@ def test_json_is_one_object_for_one_stage_and_two_for_all():
     assert [both[stage]["train"]["steps"] for stage in both] == [30, 40]
 
 
+@pytest.mark.slow
 def test_yaml_round_trip_of_every_recipe(tmp_path):
     names = recipe_names()
     for name in names:

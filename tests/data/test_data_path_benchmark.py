@@ -5,6 +5,7 @@ import sys
 import pytest
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_and_its_paths_agree(tmp_path):
     pytest.importorskip("skimage", reason="the benchmark cuts its pictures from scikit-image's photographs: pip install -e .[demo]")
     result = tmp_path / "result.json"

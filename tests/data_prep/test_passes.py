@@ -30,6 +30,7 @@ def test_counts_add_up_and_every_rejection_is_written_down(tmp_path):
     assert [shards.key(number) for number in range(len(shards))] == [f"n{number}" for number in range(15) if number % 4]
 
 
+@pytest.mark.distributed
 def test_same_bytes_with_any_number_of_processes(tmp_path):
     for workers in (1, 2):
         run_pass("count", Numbers(), tmp_path / str(workers), workers=workers)
@@ -58,6 +59,7 @@ def test_unit_is_cut_into_shards(tmp_path):
     assert found == {"part-0-000000.tar": 3, "part-1-000000.tar": 3, "part-1-000001.tar": 1}
 
 
+@pytest.mark.distributed
 def test_judge_over_shards(tmp_path):
     run_pass("count", Numbers(), tmp_path / "numbers")
     manifest = run_pass("shout", Judged(tmp_path / "numbers", Shouting()), tmp_path / "out", workers=2)

@@ -70,6 +70,7 @@ def test_paths_beside_the_file(tmp_path):
     assert found.only.images == (RED,) and found.rejected == {"toy-p-1": "unsafe_path"}
 
 
+@pytest.mark.distributed
 def test_row_groups_are_joined_into_units_and_any_number_of_processes_gives_the_same(tmp_path):
     rows = [{"image": {"bytes": RED, "path": None}, "question": f"{number}?", "answer": str(number), "unused": "x" * 1000}
             for number in range(2500)]

@@ -74,6 +74,7 @@ def test_long_pages_end_at_a_word(tmp_path):
     assert sample.turns[1].text == "AMENDED" and "10 characters" in sample.turns[0].text and sample.meta["cut_to"] == 7
 
 
+@pytest.mark.distributed
 def test_a_tar_is_a_unit(tmp_path):
     for number in range(3):
         root = write_tar(tmp_path / "many" / f"{number:05d}.tar", {"0.jpg": RED, "0.txt": f"caption {number}".encode()})

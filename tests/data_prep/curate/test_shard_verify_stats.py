@@ -47,6 +47,7 @@ def test_folders_are_merged_in_order_and_keys_never_collide(tmp_path):
     assert found["a/k3"].images == (PICTURE,) and found["a/k3"].meta == {"task": "count"} and found["b/k3"].turns[1].text == "b3"
 
 
+@pytest.mark.distributed
 def test_a_seed_shuffles_everything_and_gives_the_same_bytes_again(tmp_path):
     two_folders(tmp_path)
     for out, seed, workers in (("one", 1, 1), ("again", 1, 2), ("two", 2, 1)):
