@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -43,7 +43,7 @@ def show_pass(verb: str, source: Source, out: Path, workers: int, samples_per_sh
         task = bar.add_task(verb, total=None, text="")
         shown = 0
 
-        def watch(done: int, units: int, sums: Mapping) -> None:
+        def show(done: int, units: int, sums: Mapping) -> None:
             nonlocal shown
             text = f"{sums['kept']:,} of {sums['in']:,} samples kept"
             bar.update(task, total=units, completed=done, text=text)
@@ -51,9 +51,16 @@ def show_pass(verb: str, source: Source, out: Path, workers: int, samples_per_sh
                 shown = done * LINES // units
                 console.print(f"{verb} {done:,}/{units:,}  {text}")
 
-        manifest = run_pass(verb, source, out, workers, samples_per_shard, watch)
+        manifest = run_pass(verb, source, out, workers, samples_per_shard, show)
     console.print(*told(manifest, out), sep="\n", markup=False)
     return manifest
+
+
+def watch(work: Iterable[object], count: int, doing: str, console: Console) -> None:
+    """See `count` pieces of work through, saying about ten times how many are done."""
+    for done, _ in enumerate(work, 1):
+        if done * 10 // count > (done - 1) * 10 // count:
+            console.print(f"{doing} {done:,}/{count:,}")
 
 
 def told(manifest: Mapping, out: Path) -> list[str]:

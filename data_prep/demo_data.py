@@ -31,7 +31,7 @@ def shape_captions() -> Iterator[Sample]:
         if picture.color and picture.shape:
             caption = phrases.shape_caption(picture.color, picture.shape)
             yield question_sample("easy_vqa", f"caption-{picture.number}", picture.path.read_bytes(),
-                          [(random_.choice(phrases.CAPTION_REQUESTS), caption)])
+                                  [(random_.choice(phrases.CAPTION_REQUESTS), caption)])
 
 
 def shape_conversations() -> Iterator[Sample]:

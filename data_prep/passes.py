@@ -81,7 +81,7 @@ class Judged:
     judge: Judge
 
     def units(self) -> list[str]:
-        return [Path(entry.name).stem for entry in ShardFolder(self.folder, "").entries]
+        return units_of(self.folder)
 
     def outcomes(self, unit: str) -> Iterator[Outcome]:
         for key, read in samples_of(self.folder, unit):
@@ -95,20 +95,20 @@ class Judged:
         return {"from": ShardFolder(self.folder, "").fingerprint, kind.__name__: dataclasses.asdict(self.judge)}
 
 
+def units_of(folder: Path) -> list[str]:
+    """Names of a folder's shards without extension, in index order. Raises DataError: no index, or a shard of another size."""
+    return [Path(entry.name).stem for entry in ShardFolder(folder, "").entries]
+
+
 def samples_of(folder: Path, unit: str) -> Iterator[tuple[str, Callable[[], Sample]]]:
     """Key and reader of every sample of one shard, in order. A reader raises SampleRefused if the sample cannot be used."""
-    shards = ShardFolder(folder, source_name(folder))
+    shards = ShardFolder(folder, folder.resolve().name)
     first = 0
     for entry in shards.entries:
         if Path(entry.name).stem == unit:
             for number in range(first, first + entry.samples):
                 yield shards.key(number), lambda number=number: _read(shards, number)
         first += entry.samples
-
-
-def source_name(folder: Path) -> str:
-    """What a folder's samples call their source: the folder that the pass before wrote tells it, else its own name."""
-    return folder.resolve().name
 
 
 def _read(shards: ShardFolder, number: int) -> Sample:
@@ -133,12 +133,13 @@ def run_pass(verb: str, source: Source, out: Path, workers: int = 1, samples_per
     try:
         with lock.acquire(blocking=False):
             _begin(verb, settings, out)
-            missing = [name for name in names if not _done_file(out, name).is_file()]
+            finished = {name for name in names if _done_file(out, name).is_file()}
+            missing = [name for name in names if name not in finished]
             _clear(out, missing)
-            sums = _tally(out, [name for name in names if name not in missing])
-            progress(len(names) - len(missing), len(names), sums)
+            sums = _tally(_read_done(out, name) for name in finished)
+            progress(len(finished), len(names), sums)
             work = partial(_work, source=source, out=out, samples_per_shard=samples_per_shard)
-            for done, result in enumerate(results_of(work, missing, workers, str(out)), len(names) - len(missing) + 1):
+            for done, result in enumerate(results_of(work, missing, workers, str(out)), len(finished) + 1):
                 sums = _added(sums, result)
                 progress(done, len(names), sums)
             return _finish(verb, settings, out, names)
@@ -259,10 +260,10 @@ def _read_done(out: Path, unit: str) -> dict:
     return json.loads(_done_file(out, unit).read_text(encoding="utf-8"))
 
 
-def _tally(out: Path, units: Iterable[str]) -> dict:
+def _tally(results: Iterable[Mapping]) -> dict:
     sums = {"in": 0, "kept": 0, "rejected": {}, "repaired": {}}
-    for unit in units:
-        sums = _added(sums, _read_done(out, unit))
+    for result in results:
+        sums = _added(sums, result)
     return sums
 
 
@@ -272,8 +273,8 @@ def _added(sums: Mapping, result: Mapping) -> dict:
 
 
 def _finish(verb: str, settings: Mapping, out: Path, units: Sequence[str]) -> dict:
-    sums = _tally(out, units)
-    shards = [shard for unit in units for shard in _read_done(out, unit)["shards"]]
+    results = [_read_done(out, unit) for unit in units]
+    sums, shards = _tally(results), [shard for result in results for shard in result["shards"]]
     if not shards:
         told = ", ".join(f"{count:,} {reason}" for reason, count in sums["rejected"].items()) or "there were none"
         raise DataError(f"{verb}: no sample was kept ({told}). See {out / PASSED}")

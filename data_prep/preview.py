@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.preview_page import write_preview
+from data_prep.preview_page import encoded_sample, write_preview
 from nvlm_train.config import schema
 from nvlm_train.config.compose import compose
 from nvlm_train.config.overlay import STAGES
@@ -22,12 +22,11 @@ from nvlm_train.errors import SampleRefused
 def preview(folder: ShardFolder, encoder: Encoder, sample: int) -> str:
     """One sample for a person to check; a refused one with its reason. Raises DataError if the shard cannot be read."""
     try:
-        found = folder.read(sample)
+        found, plan, encoded = encoded_sample(folder, encoder, sample)
         sizes = [image_size(image) for image in found.images]
-        plan = encoder.plan(encoder.text_tokens(found.turns, len(sizes)), sizes)
         pictures = [f"  image    {width}x{height} pixels, {cols}x{rows} tiles"
                     for (width, height), (cols, rows) in zip(sizes, plan.grids, strict=True)]
-        return "\n".join([encoder.describe(encoder.encode(found, plan)), *pictures])
+        return "\n".join([encoder.describe(encoded), *pictures])
     except SampleRefused as refused:
         return f"{folder.key(sample)} ({folder.source}): left out, {refused}"
 

@@ -4,33 +4,29 @@ Each sample shows its pictures under the grid that cuts them, every tile's tag i
 token, those that are learned in colour, the tokens of a tile as one box. Above stand figures of the whole dataset.
 """
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
-from nvlm_train.contracts import EncodedSample
-from nvlm_train.data.encode import Encoder
-from nvlm_train.data.images import decode, image_size
+from data_prep.thumbnails import thumbnail
+from nvlm_train.contracts import EncodedSample, Sample
+from nvlm_train.data.encode import Encoder, Plan
+from nvlm_train.data.images import image_size
 from nvlm_train.data.permutation import key_of, permuted
 from nvlm_train.data.records import read_record
 from nvlm_train.data.shards import ShardFolder
 from nvlm_train.data.tags import tile_tags
 from nvlm_train.data.tiling import tiles_of_grid
 from nvlm_train.errors import SampleRefused
-from nvlm_train.training import report
 from nvlm_train.training.logs import write_atomically
+from nvlm_train.training.report.templates import templates
 
 SURVEYED = 2000     # samples that the figures are taken from, chosen at random: every n-th may all be of one kind
 SHOWN_PX = 420      # longest side of a picture on the page
 BARS = 12           # of a histogram
-_REPORT = Path(report.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -81,22 +77,25 @@ class Bar:
 
 def write_preview(path: Path, folder: ShardFolder, encoder: Encoder, chosen: Sequence[int]) -> None:
     """Write the page. chosen: numbers of the samples to show. Raises DataError if a shard cannot be read."""
-    jinja = Environment(loader=FileSystemLoader([Path(__file__).parent, _REPORT]), autoescape=True, undefined=StrictUndefined,
-                        trim_blocks=True, lstrip_blocks=True)
-    html = jinja.get_template("preview_page.html.j2").render(
+    html = templates(Path(__file__).parent).get_template("preview_page.html.j2").render(
         title=folder.path.resolve().name, samples=len(folder), shards=len(folder.entries), survey=survey(folder, encoder),
         shown=[show(folder, encoder, number) for number in chosen], model=encoder.model, data=encoder.data,
         tokenizer=encoder.tokenizer.name, tile_size=encoder.geometry.tile_size)
     write_atomically(path, html.encode("utf-8"))
 
 
+def encoded_sample(folder: ShardFolder, encoder: Encoder, number: int) -> tuple[Sample, Plan, EncodedSample]:
+    """One sample of a folder as it is stored, what it costs, and as the model will see it. Raises SampleRefused, DataError."""
+    sample = folder.read(number)
+    sizes = [image_size(image) for image in sample.images]
+    plan = encoder.plan(encoder.text_tokens(sample.turns, len(sizes)), sizes)
+    return sample, plan, encoder.encode(sample, plan)
+
+
 def show(folder: ShardFolder, encoder: Encoder, number: int) -> Shown:
     """One sample, or why it is refused."""
     try:
-        sample = folder.read(number)
-        sizes = [image_size(image) for image in sample.images]
-        plan = encoder.plan(encoder.text_tokens(sample.turns, len(sizes)), sizes)
-        encoded = encoder.encode(sample, plan)
+        sample, plan, encoded = encoded_sample(folder, encoder, number)
     except SampleRefused as refused:
         return Shown(folder.key(number), (), (), refused=str(refused))
     return Shown(sample.key, [_picture(encoder, image, grid) for image, grid in zip(sample.images, plan.grids, strict=True)],
@@ -119,15 +118,9 @@ def tokens_of(encoder: Encoder, encoded: EncodedSample) -> list[Token]:
 
 
 def _picture(encoder: Encoder, data: bytes, grid: tuple[int, int]) -> Picture:
-    image = Image.fromarray(decode(data))
-    width, height = image.size
-    image.thumbnail((SHOWN_PX, SHOWN_PX))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
     tags = tile_tags(encoder.model.tags, grid, encoder.geometry.tile_size, encoder.data.thumbnail)
     regular = grid[0] * grid[1]
-    return Picture(source, width, height, *grid, tags[:regular], tags[regular] if len(tags) > regular else None)
+    return Picture(thumbnail(data, SHOWN_PX), *image_size(data), *grid, tags[:regular], tags[regular] if len(tags) > regular else None)
 
 
 def survey(folder: ShardFolder, encoder: Encoder) -> Mapping[str, Sequence[Bar]]:

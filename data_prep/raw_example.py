@@ -1,6 +1,7 @@
 """Real material in the forms in which datasets are published, from installed packages: what docs/preparing_data.md starts from.
 
     python -m data_prep.raw_example FOLDER
+    python -m data_prep.raw_example FOLDER BEFORE AFTER     # of the pages in `benchmark`, how many `decontaminate` found
 
     shapes/     questions about pictures, as records of questions (easy_vqa; family qa_records)
     pages/      pages of documentation with their text, as synthdog-en has them (docstrings of installed packages; transcription)
@@ -22,6 +23,7 @@ from PIL import Image
 
 from data_prep import easy_vqa_facts, puzzles
 from data_prep.convert.page import page
+from nvlm_train.data.shards import ShardFolder
 from nvlm_train.errors import SampleRefused
 
 MODULES = ("skimage.color", "skimage.draw", "skimage.exposure", "skimage.feature", "skimage.filters", "skimage.graph", "skimage.measure",
@@ -100,5 +102,33 @@ def write(folder: Path, pictures: int = 1000, documents: int = 600, texts: int =
     benchmark(folder / "benchmark", folder / "pages")
 
 
+def leaks(folder: Path, before: Path, after: Path) -> str:
+    """What decontaminating `before` to `after` (folders of indexed shards of the pages) did, in words."""
+    records = (folder / "pages" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    names = [json.loads(record)["file_name"] for record in records]
+
+    def pages_in(shards: Path) -> set[str]:
+        """Their keys end in the number of the record."""
+        found = ShardFolder(shards, shards.name)
+        return {names[int(found.key(number).rpartition("-")[2])] for number in range(len(found))}
+
+    given = pages_in(before)
+    rejected, planted = given - pages_in(after), given & set(sorted(names)[::LEAK])
+    return (f"{len(planted)} of {len(sorted(names)[::LEAK])} planted pages were there, {len(planted & rejected)} were found, "
+            f"{len(rejected - planted)} others were rejected")
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) not in (1, 3):
+        print("usage: python -m data_prep.raw_example FOLDER [BEFORE AFTER]", file=sys.stderr)
+        return 2
+    folder, *shards = map(Path, arguments)
+    if shards:
+        print(leaks(folder, *shards))
+    else:
+        write(folder)
+    return 0
+
+
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

@@ -5,6 +5,7 @@ Units are `part-TABLE-CUT`, both numbers from 0: ranges of records that depend o
 
 import dataclasses
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +26,7 @@ TABLES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Converter:
+class Converter(ABC):
     """A dataset in its public form. Subclasses say which tables it has and what becomes of one record.
 
     root: the dataset's folder. name: what keys, sources and metas call the dataset. task: what evaluation counts it for
@@ -39,23 +40,29 @@ class Converter:
     task: str = ""
     where: Paths = ()
 
+    @abstractmethod
     def tables(self) -> Sequence[Table]:
-        raise NotImplementedError
+        """The files of records. Raises DataError."""
 
+    @abstractmethod
     def key(self, table: Table, number: int, record: Mapping | None) -> str:
         """Key of a record's sample, or the start of its samples' keys. record: None if it cannot be read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def convert(self, key: str, record: Mapping) -> Iterator[Outcome]:
         """The samples of one record. Raises SampleRefused if there is none."""
-        raise NotImplementedError
 
     def needed(self) -> Sequence[str] | None:
         """Fields of a record that are read, None for all."""
         return None
 
+    def folders(self) -> Paths:
+        """Where pictures lie that records name: the option `images`, if the family has it."""
+        return getattr(self, "images", (".",))
+
     def check(self) -> None:
         """Raises DataError if what the options name is not there. Reads no pictures, and annotation files only by name."""
+        files.existing_folders(self.root, self.folders())
         self.tables()
         if odd := [condition for condition in self.where if "=" not in condition]:
             raise DataError(f"where is like split=train; found {odd[0]!r}")
@@ -119,7 +126,7 @@ def outcome(key: str, make: Callable[[], Sample]) -> Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordConverter(Converter):
-    """A dataset of records in JSON, JSON lines, CSV, parquet or arrow files, one sample each (or several).
+    """A dataset of records in JSON, JSON lines, CSV, parquet or arrow files.
 
     Subclasses have an option, called as FILES says, for the files' names or globs, relative to the root. at: where in a JSON file the
     list of records is, a dotted path; `*` for an object of records; `.` if every file is one record. id: field whose values name the
@@ -138,14 +145,6 @@ class RecordConverter(Converter):
             return [Files(self.root, tuple(found), one_object)]
         return [table_of(path, self.at) for path in found]
 
-    def folders(self) -> Paths:
-        """Where pictures lie that records name: the option `images`, if the family has it."""
-        return getattr(self, "images", (".",))
-
-    def check(self) -> None:
-        files.existing_folders(self.root, self.folders())
-        super().check()
-
     def key(self, table: Table, number: int, record: Mapping | None) -> str:
         if isinstance(table, Files):
             return key_of(self.name, table.place(number))
@@ -156,13 +155,6 @@ class RecordConverter(Converter):
         if first_with(table, self.id, files.signature(table.path))[str(value)] != number:
             return key_of(self.name, place, value, "again", number)     # public ids repeat: nothing is lost for that
         return key_of(self.name, place, value)
-
-    def convert(self, key: str, record: Mapping) -> Iterator[Outcome]:
-        yield Kept(self.made(key, record))
-
-    def made(self, key: str, record: Mapping) -> Sample:
-        """The one sample of a record. Raises SampleRefused."""
-        raise NotImplementedError
 
     def named(self, record: Mapping, image: str) -> Any:
         """What a record says of its picture: the field `image`, or, where that has braces, a template of fields. None if one is empty."""
@@ -180,6 +172,18 @@ class RecordConverter(Converter):
         if isinstance(value, Mapping):
             value = value["bytes"] if value.get("bytes") else value.get("path")
         return (value,) if isinstance(value, bytes) else (files.read_image(self.root, self.folders(), value),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneSample(RecordConverter):
+    """A dataset with one sample in each record."""
+
+    def convert(self, key: str, record: Mapping) -> Iterator[Outcome]:
+        yield Kept(self.made(key, record))
+
+    @abstractmethod
+    def made(self, key: str, record: Mapping) -> Sample:
+        """The sample of a record. Raises SampleRefused."""
 
 
 def table_of(path: Path, at: str = "") -> Table:

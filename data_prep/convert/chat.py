@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from data_prep.convert.base import Paths, RecordConverter
+from data_prep.convert.base import OneSample, Paths
 from data_prep.convert.fields import lookup, required, required_text
 from data_prep.convert.turns import conversation
 from nvlm_train.contracts import Sample, Turn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat(RecordConverter):
+class Chat(OneSample):
     """Turns as they are; a system turn is kept.
 
     records: files or globs. format: `sharegpt` (`conversations` of from, value), `alpaca` (instruction, input, output), `qa` (question,

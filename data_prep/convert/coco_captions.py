@@ -36,10 +36,6 @@ class CocoCaptions(Converter):
         path = files.find_one(self.root, self.annotations)
         return [Listed(path, partial(_by_image, path, *files.signature(path)), (path,))]
 
-    def check(self) -> None:
-        files.existing_folders(self.root, self.images)
-        super().check()
-
     def key(self, table: Table, number: int, record: Mapping | None) -> str:
         return key_of(self.name, record["id"])
 

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from data_prep.convert.base import Paths, RecordConverter
+from data_prep.convert.base import OneSample, Paths
 from data_prep.convert.fields import lookup, required
 from data_prep.convert.turns import conversation
 from nvlm_train.contracts import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversations(RecordConverter):
+class Conversations(OneSample):
     """Records of `image` (a name, a list of names, or none: a text-only row) and `conversations` of {from, value}.
 
     records: files or globs. images: folders of pictures. image, turns, role, content: the fields' names. Placeholders stay where they

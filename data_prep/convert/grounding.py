@@ -54,8 +54,7 @@ class Grounding(Converter):
             raise DataError("grounding: format=refcoco needs the option instances (COCO's instances.json, which has the boxes); "
                             "visual_genome has none")
         if self.regions < 1:
-            raise DataError("grounding: regions is at least 1, found 0")
-        files.existing_folders(self.root, self.images)
+            raise DataError(f"grounding: regions is at least 1, found {self.regions}")
         super().check()
 
     def key(self, table: Table, number: int, record: Mapping | None) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from data_prep.convert.base import Paths, RecordConverter
+from data_prep.convert.base import OneSample, Paths
 from data_prep.convert.fields import required, required_text
 from data_prep.convert.pairs import Style, pairs_of
 from data_prep.convert.turns import conversation, exchange
@@ -15,7 +15,7 @@ FORMS = (("role", "content"), ("from", "value"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parquet(RecordConverter):
+class Parquet(OneSample):
     """One sample a row, with pictures of {bytes, path} or bytes.
 
     files: *.parquet or *.arrow. image, images: column of the picture, of the list of pictures (neither: text only). turns: column of a

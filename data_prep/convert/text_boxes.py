@@ -55,8 +55,7 @@ class TextBoxes(Converter):
 
     def check(self) -> None:
         if self.regions < 1:
-            raise DataError("text_boxes: regions is at least 1, found 0")
-        files.existing_folders(self.root, self.images)
+            raise DataError(f"text_boxes: regions is at least 1, found {self.regions}")
         super().check()
 
     def key(self, table: Table, number: int, record: Mapping | None) -> str:

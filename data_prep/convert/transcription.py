@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from data_prep.convert.base import Paths, RecordConverter
+from data_prep.convert.base import OneSample, Paths
 from data_prep.convert.fields import lookup, required, text
 from data_prep.convert.turns import exchange
 from data_prep.prompts import prompt
@@ -16,7 +16,7 @@ CHARACTERS = 4000   # about 1,000 tokens of English
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transcription(RecordConverter):
+class Transcription(OneSample):
     """A request for the text of a page, and the text.
 
     files: parquet, arrow or JSON lines. images: folders of pictures. image: field of the picture or its name. text: dotted path of the

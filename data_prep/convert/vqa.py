@@ -38,10 +38,6 @@ class Vqa(Converter):
         paths = [files.find_one(self.root, name) for name in (self.questions, self.annotations)]
         return [Listed(paths[0], partial(_by_image, *paths, *map(files.signature, paths)), tuple(paths))]
 
-    def check(self) -> None:
-        files.existing_folders(self.root, self.images)
-        super().check()
-
     def key(self, table: Table, number: int, record: Mapping | None) -> str:
         return key_of(self.name, record["image_id"])
 

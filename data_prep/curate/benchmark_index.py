@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.curate.benchmarks import Item, Reading, items_of, picture_of
-from data_prep.curate.files import replacing
 from data_prep.curate.options import limit
 from data_prep.curate.picture_hash import picture_hashes
 from data_prep.curate.words import gram_hashes, words_of
+from nvlm_train.data.index import replacing
 from nvlm_train.errors import DataError, SampleRefused
 
 LONGEST, SHORTEST = 13, 8   # words of a gram (GPT-3, arXiv:2005.14165, appendix C: N is the 5th percentile of lengths, from 8 to 13)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_prep.command import existing_folder, parser_of, show_pass
+from data_prep.command import existing_folder, parser_of, show_pass, watch
 from data_prep.curate.benchmark_index import Overlap, build_index, digest_of, save_index
 from data_prep.curate.extra import require
-from data_prep.curate.files import Sifted, beside, units_of, write_verdicts
+from data_prep.curate.files import Sifted, beside, write_verdicts
 from data_prep.curate.match_page import write_page
 from data_prep.curate.options import add_options, from_options
 from data_prep.curate.overlaps import scan
-from data_prep.passes import refuse_other_work
+from data_prep.passes import refuse_other_work, units_of
 from data_prep.processes import results_of
 from nvlm_train.data.index import write_json
 from nvlm_train.errors import DataError
@@ -43,9 +43,7 @@ def decontaminate(source: Path, out: Path, against: Sequence[Path], limits: Over
     cache = folder / "matches"
     cache.mkdir(exist_ok=True)
     work = partial(scan, folder=source, index_path=folder / "benchmarks.npz", digest=digest, limits=limits, cache=cache)
-    for done, _ in enumerate(results_of(work, units, workers, str(cache)), 1):
-        if done * 10 // len(units) > (done - 1) * 10 // len(units):
-            console.print(f"decontaminate: scanned {done:,}/{len(units):,}")
+    watch(results_of(work, units, workers, str(cache)), len(units), "decontaminate: scanned", console)
     matches, verdicts = _judged(units, cache, limits)
     write_verdicts(sifted.verdicts, verdicts)
     (folder / MATCHES).write_text("".join(json.dumps(match, ensure_ascii=False) + "\n" for match in matches), encoding="utf-8")

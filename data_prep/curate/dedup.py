@@ -6,13 +6,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.command import existing_folder, parser_of, show_pass
+from data_prep.command import existing_folder, parser_of, show_pass, watch
 from data_prep.curate.duplicates import Duplicates, Found, find_duplicates
 from data_prep.curate.extra import require
-from data_prep.curate.files import Sifted, beside, units_of, write_verdicts
+from data_prep.curate.files import Sifted, beside, write_verdicts
 from data_prep.curate.options import add_options, from_options
 from data_prep.curate.signatures import Method, read_signatures, signatures_writer
-from data_prep.passes import refuse_other_work
+from data_prep.passes import refuse_other_work, units_of
 from data_prep.processes import results_of
 from nvlm_train.data.index import write_json
 from nvlm_train.errors import DataError
@@ -34,9 +34,8 @@ def dedup(source: Path, out: Path, limits: Duplicates, workers: int = 1, method:
     refuse_other_work("dedup", sifted, out)     # before its report is overwritten
     cache = folder / "signatures"
     cache.mkdir(exist_ok=True)
-    for done, _ in enumerate(results_of(signatures_writer(source, cache, method), units, workers, str(cache)), 1):
-        if done == len(units) or done * 10 // len(units) > (done - 1) * 10 // len(units):
-            console.print(f"dedup: signatures {done:,}/{len(units):,}")
+    written = results_of(signatures_writer(source, cache, method), units, workers, str(cache))
+    watch(written, len(units), "dedup: signatures", console)
     found = find_duplicates(read_signatures(units, cache), limits, method)
     write_verdicts(sifted.verdicts, found.verdicts)
     write_json(folder / REPORT, {**found.report, "limits": asdict(limits), "method": asdict(method)})

@@ -1,15 +1,11 @@
 """Files beside a pass's result: work that can be gone on with, verdicts on samples, and reports."""
 
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from data_prep.passes import Kept, Outcome, Rejected, samples_of
+from data_prep.passes import Kept, Outcome, Rejected, samples_of, units_of
 from nvlm_train.data.index import write_json
 from nvlm_train.data.shards import ShardFolder
 from nvlm_train.errors import SampleRefused
@@ -21,23 +17,6 @@ def beside(out: Path, verb: str) -> Path:
     folder = out.with_name(f"{out.name}.{verb}")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is whole."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def units_of(folder: Path) -> list[str]:
-    """Names of a folder's shards without extension, in index order. Raises DataError: no index, or a shard of another size."""
-    return [Path(entry.name).stem for entry in ShardFolder(folder, "").entries]
 
 
 def write_verdicts(folder: Path, verdicts: Mapping[str, Mapping[str, tuple[str, str]]]) -> None:

@@ -1,17 +1,13 @@
 """matches.html: pairs of pictures side by side, for a person to judge the matches that a hash found."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
-
 from data_prep.curate.benchmarks import picture_of
 from data_prep.passes import samples_of
-from nvlm_train.data.images import decode
+from data_prep.thumbnails import thumbnail
 from nvlm_train.errors import NvlmError
+from nvlm_train.training.report.templates import templates
 
 PAIRS = 300     # on the page; matches.jsonl holds all
 SIDE = 192      # pixels of a thumbnail's longer side
@@ -26,10 +22,8 @@ def write_page(path: Path, matches: Sequence[Mapping], source: Path, benchmarks:
     samples = _pictures_of(source, shown)
     rows = [{**match, "mine": samples.get((match["key"], match["image"]), ""),
              "theirs": _thumbnail_or_nothing(Path(benchmarks[match["benchmark"]]), match["item_image"])} for match in shown]
-    jinja = Environment(loader=FileSystemLoader(_ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                        lstrip_blocks=True)
     texts = [match for match in matches if "share" in match]
-    html = jinja.get_template("matches.html.j2").render(rows=rows, pictured=len(pictured), texts=texts[:PAIRS], text_count=len(texts))
+    html = templates(_ASSETS).get_template("matches.html.j2").render(rows=rows, pictured=len(pictured), texts=texts[:PAIRS], text_count=len(texts))
     path.write_text(html, encoding="utf-8")
 
 
@@ -44,21 +38,14 @@ def _pictures_of(source: Path, matches: Sequence[Mapping]) -> dict[tuple[str, in
         for key, read in samples_of(source, unit):
             if key in keys:
                 images = read().images
-                found |= {(key, place): thumbnail(images[place]) for of_key, place in pairs if of_key == key}
+                found |= {(key, place): thumbnail(images[place], SIDE) for of_key, place in pairs if of_key == key}
     return found
 
 
 def _thumbnail_or_nothing(folder: Path, place: str) -> str:
     try:
-        return thumbnail(picture_of(folder, place))
+        return thumbnail(picture_of(folder, place), SIDE)
     except NvlmError:   # the benchmark changed since it was read
         return ""
 
 
-def thumbnail(data: bytes) -> str:
-    """A picture as a data URL of a small JPEG."""
-    picture = Image.fromarray(decode(data))
-    picture.thumbnail((SIDE, SIDE))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

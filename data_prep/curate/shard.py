@@ -1,16 +1,16 @@
 """Verb `shard`: several folders become one, shuffled if a seed is given, in shards of even size."""
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
+
+import numpy as np
 
 from data_prep.command import existing_folder, parser_of, positive, show_pass
 from data_prep.passes import Kept, Outcome, Rejected
 from data_prep.shards import LONGEST_KEY
-from nvlm_train.data.permutation import key_of, permuted
+from nvlm_train.data.permutation import key_of, permuted_all
 from nvlm_train.data.shards import ShardFolder
 from nvlm_train.errors import DataError, SampleRefused
 
@@ -37,8 +37,7 @@ class Merged:
     def outcomes(self, unit: str) -> Iterator[Outcome]:
         number = int(unit.rpartition("-")[2])
         opened = _opened(self.folders)
-        for place in range(self.ends[number - 1] if number else 0, self.ends[number]):
-            folder, sample = self.at(place)
+        for folder, sample in self.between(self.ends[number - 1] if number else 0, self.ends[number]):
             key = self.key(folder, opened[folder].key(sample))
             try:
                 opened[folder].image_sizes(sample)      # refuses what the index knows to be unusable
@@ -50,12 +49,14 @@ class Merged:
         return {"from": [folder.fingerprint for folder in _opened(self.folders)], "names": self.names, "seed": self.seed,
                 "ends": self.ends}
 
-    def at(self, place: int) -> tuple[int, int]:
-        """(folder, sample in it) at a place of the whole order."""
-        last = list(accumulate(len(folder) for folder in _opened(self.folders)))
-        number = place if self.seed is None else permuted(place, last[-1], key_of("shard", self.seed))
-        folder = bisect_right(last, number)
-        return folder, number - (last[folder - 1] if folder else 0)
+    def between(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """(folder, sample in it) at each place of the whole order from `start` to before `end`."""
+        first = np.cumsum([0, *(len(folder) for folder in _opened(self.folders))])
+        numbers = np.arange(start, end)
+        if self.seed is not None:
+            numbers = permuted_all(numbers, int(first[-1]), key_of("shard", self.seed))
+        folders = np.searchsorted(first, numbers, "right") - 1
+        return zip(folders.tolist(), (numbers - first[folders]).tolist(), strict=True)
 
     def key(self, folder: int, key: str) -> str:
         return key if len(self.folders) == 1 else f"{self.names[folder]}/{key}"
@@ -75,8 +76,7 @@ def even_ends(merged: Merged, samples: int, most_bytes: int) -> tuple[int, ...]:
     opened = _opened(merged.folders)
     count, size, ends = 0, 2 * _BLOCK, []
     total = sum(len(folder) for folder in opened)
-    for place in range(total):
-        folder, sample = merged.at(place)
+    for place, (folder, sample) in enumerate(merged.between(0, total)):
         shard, row = opened[folder].locate(sample)
         index = opened[folder].index(shard)
         key = merged.key(folder, index.keys[row])

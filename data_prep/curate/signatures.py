@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from data_prep.curate.extra import package
-from data_prep.curate.files import replacing
 from data_prep.curate.picture_hash import picture_hash
 from data_prep.curate.words import answer_length, sample_words, shingles
 from data_prep.passes import samples_of
 from nvlm_train.contracts import Sample
+from nvlm_train.data.index import replacing
 from nvlm_train.data.shards import ShardFolder
 from nvlm_train.errors import SampleRefused
 

@@ -10,8 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from data_prep.command import positive
-from data_prep.curate.files import units_of
-from data_prep.passes import MANIFEST, PASSED
+from data_prep.passes import MANIFEST, PASSED, units_of
 from data_prep.processes import results_of
 from nvlm_train.data.index import read_folder_index, read_shard_index
 from nvlm_train.data.shards import ShardFolder, file_sha256

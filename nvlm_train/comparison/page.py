@@ -5,16 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from nvlm_train.comparison import figures
 from nvlm_train.comparison.results import Outcome
-from nvlm_train.training import report
 from nvlm_train.training.logs import EVAL, METRICS, read_rows, write_atomically
 from nvlm_train.training.report.charts import Chart, Series, line_chart, smooth
+from nvlm_train.training.report.templates import templates
 
 PAGE = "compare.html"
-_HERE, _REPORT = Path(__file__).parent, Path(report.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,7 @@ class Bar:
 
 def write_page(folder: Path, results: Mapping, outcomes: Sequence[Outcome]) -> Path:
     """Write compare.html into `folder`; returns its path. The curves are read from the runs' own logs."""
-    jinja = Environment(loader=FileSystemLoader([_HERE, _REPORT]), autoescape=True, undefined=StrictUndefined,
-                        trim_blocks=True, lstrip_blocks=True)
+    jinja = templates(Path(__file__).parent)
     jinja.globals.update(line_chart=line_chart)
     html = jinja.get_template("compare.html.j2").render(
         title=folder.resolve().name, results=results, written=time.strftime("%d %B %Y, %H:%M"),

@@ -32,11 +32,9 @@ class Outcome:
 def results(designs: Sequence[Design], outcomes: Sequence[Outcome], processes: int) -> dict:
     """The whole tree."""
     of = {design.name: [outcome for outcome in outcomes if outcome.job.design.name == design.name] for design in designs}
-    found = {design.name: _design(design, of[design.name]) for design in designs}
-    first = designs[0].name
-    for name in found:
-        for task, marks in found[name]["tasks"].items():
-            marks["less_first"] = None if name == first else _difference(of[name], of[first], task)
+    first, *others = designs
+    found = {first.name: _design(first, of[first.name])}
+    found |= {design.name: _design(design, of[design.name], of[first.name]) for design in others}
     return {
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seeds": list(dict.fromkeys(outcome.job.seed for outcome in outcomes)),
@@ -49,7 +47,8 @@ def results(designs: Sequence[Design], outcomes: Sequence[Outcome], processes: i
     }
 
 
-def _design(design: Design, outcomes: Sequence[Outcome]) -> dict:
+def _design(design: Design, outcomes: Sequence[Outcome], of_first: Sequence[Outcome] = ()) -> dict:
+    """of_first: outcomes of the design that this one is set against."""
     run = design.runs[-1]
     counted = [outcome for outcome in outcomes if outcome.counts]
     sizes = parameters(run.model)
@@ -60,19 +59,22 @@ def _design(design: Design, outcomes: Sequence[Outcome]) -> dict:
                                        if each.stage in outcome.figures.stages]) for each in design.runs},
         "peak_memory_gib": max((outcome.figures.peak_memory_gib for outcome in counted
                                 if outcome.figures.peak_memory_gib is not None), default=None),
-        "tasks": _tasks([outcome.tasks for outcome in counted if outcome.tasks]),
+        "tasks": _tasks(_by_seed(outcomes), _by_seed(of_first)),
         "runs": {str(outcome.job.seed): f"{design.name}/{outcome.job.folder.name}" for outcome in outcomes
                  if outcome.figures is not None},
     }
 
 
-def _difference(of: Sequence[Outcome], of_first: Sequence[Outcome], task: str) -> dict | None:
-    """A design's accuracy less the first design's, over the seeds that both were asked under; None if these are fewer than three."""
-    own, first = ({outcome.job.seed: outcome.tasks[task]["accuracy"] for outcome in each
-                   if outcome.counts and outcome.tasks and task in outcome.tasks} for each in (of, of_first))
-    seeds = [seed for seed in own if seed in first]
-    span = paired([own[seed] for seed in seeds], [first[seed] for seed in seeds])
-    return span and {"mean": statistics.mean(own[seed] - first[seed] for seed in seeds), "low": span.low, "high": span.high}
+def _by_seed(outcomes: Sequence[Outcome]) -> dict[int, Mapping[str, Mapping]]:
+    """Seed -> task -> figures, of the seeds that were asked."""
+    return {outcome.job.seed: outcome.tasks for outcome in outcomes if outcome.counts and outcome.tasks}
+
+
+def _difference(accuracies: Mapping[int, float], of_first: Mapping[int, float]) -> dict | None:
+    """Seed -> accuracy, less the first design's, over the seeds that both have; None if these are fewer than three."""
+    seeds = [seed for seed in accuracies if seed in of_first]
+    span = paired([accuracies[seed] for seed in seeds], [of_first[seed] for seed in seeds])
+    return span and {"mean": statistics.mean(accuracies[seed] - of_first[seed] for seed in seeds), "low": span.low, "high": span.high}
 
 
 def _stage(seeds: Sequence[StageFigures]) -> dict:
@@ -84,17 +86,18 @@ def _stage(seeds: Sequence[StageFigures]) -> dict:
     return means
 
 
-def _tasks(seeds: Sequence[Mapping[str, Mapping]]) -> dict:
+def _tasks(seeds: Mapping[int, Mapping[str, Mapping]], of_first: Mapping[int, Mapping[str, Mapping]]) -> dict:
     """Task -> its mean accuracy over the seeds with a 95 % interval, and what is right without seeing and without thinking."""
     found = {}
-    for task in seeds[0] if seeds else ():
-        each = [scores[task] for scores in seeds]
-        accuracies, questions = [marks["accuracy"] for marks in each], each[0]["questions"]
-        span = interval(accuracies, questions)
-        blind = [marks["blanked"] for marks in each]
+    for task in next(iter(seeds.values()), ()):
+        each = {seed: scores[task] for seed, scores in seeds.items()}
+        accuracies = {seed: marks["accuracy"] for seed, marks in each.items()}
+        first = {seed: scores[task]["accuracy"] for seed, scores in of_first.items() if task in scores}
+        blind, marks = [marks["blanked"] for marks in each.values()], next(iter(each.values()))
+        span = interval(list(accuracies.values()), marks["questions"])
         found[task] = {
-            "accuracy": statistics.mean(accuracies), "low": span.low, "high": span.high, "interval": span.method,
-            "blanked": statistics.mean(blind) if None not in blind else None, "majority": each[0]["majority"],
-            "questions": questions, "by_seed": accuracies,
+            "accuracy": statistics.mean(accuracies.values()), "low": span.low, "high": span.high, "interval": span.method,
+            "blanked": statistics.mean(blind) if None not in blind else None, "majority": marks["majority"],
+            "questions": marks["questions"], "by_seed": list(accuracies.values()), "less_first": _difference(accuracies, first),
         }
     return found

@@ -10,8 +10,10 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -112,14 +114,17 @@ def refusal(text: str) -> SampleRefused:
 
 def write_json(path: Path, content: dict) -> None:
     """Write by rename, so that a reader never sees half a file. The same bytes for the same content."""
-    write_bytes(path, (json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n").encode("utf-8"))
+    with replacing(path) as file:
+        file.write((json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n").encode("utf-8"))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write by rename, so that a reader never sees half a file."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once it is whole, so that a reader never sees half of it."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")   # several ranks may write the same file
     try:
-        temporary.write_bytes(content)
+        with open(temporary, "wb") as file:
+            yield file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -169,7 +174,8 @@ def write_shard_index(folder: Path, entry: ShardEntry, index: ShardIndex) -> Non
               "reasons": reasons.utf8, "reason_ends": reasons.ends}
     about = {"format": FORMAT, "version": VERSION, "shard": entry.name, "size": entry.size, "sha256": entry.sha256}
     # One entry of metadata: the order of several is not always the same.
-    write_bytes(folder / shard_index_name(entry.name), save(arrays, {"about": json.dumps(about, sort_keys=True)}))
+    with replacing(folder / shard_index_name(entry.name)) as file:
+        file.write(save(arrays, {"about": json.dumps(about, sort_keys=True)}))
 
 
 def read_shard_index(folder: Path, entry: ShardEntry) -> ShardIndex:

@@ -18,7 +18,6 @@ from data_prep import tiny
 from nvlm_train.config.dump import runs_from_file
 from nvlm_train.config.schema import Run
 from nvlm_train.data.loader import build_order
-from nvlm_train.data.order import Order
 from nvlm_train.data.shards import ShardFolder
 from nvlm_train.errors import ConfigError
 from nvlm_train.training.logs import SAMPLES, parse_row
@@ -61,8 +60,11 @@ def audit(run_dir: Path) -> list[StageAudit]:
         raise ConfigError(f"{run_dir} is no run directory: it holds no config.yaml")
     if not (run_dir / SAMPLES).is_file():
         raise ConfigError(f"{run_dir} holds no {SAMPLES}: nothing was trained there, or its records were removed")
-    runs = {run.stage: run for run in runs_from_file(run_dir / "config.yaml")}
-    return [_audit_stage(run, (row for row in _rows(run_dir / SAMPLES) if row.get("stage") == stage)) for stage, run in runs.items()]
+    stages = {run.stage: _Auditor(run) for run in runs_from_file(run_dir / "config.yaml")}
+    for row in _rows(run_dir / SAMPLES):
+        if row.get("stage") in stages:
+            stages[row["stage"]].take(row)
+    return [auditor.result() for auditor in stages.values()]
 
 
 def _rows(path: Path) -> Iterator[dict]:
@@ -73,39 +75,41 @@ def _rows(path: Path) -> Iterator[dict]:
                 yield row
 
 
-def _audit_stage(run: Run, rows: Iterator[dict]) -> StageAudit:
-    folders = [ShardFolder(tiny.resolve(source.path), name) for name, source in run.data.blend.items()]
-    order = build_order(run, folders)
-    found = StageAudit(run.stage, 0, run.train.steps, {folder.source: Use(len(folder)) for folder in folders})
-    taken = [np.zeros(len(folder), dtype=np.int32) for folder in folders]
-    for row in rows:
-        expected = found.steps + 1
+class _Auditor:
+    """Takes one stage's rows as they come, and compares each with the plan."""
+
+    def __init__(self, run: Run) -> None:
+        self._batch = run.train.global_batch
+        self._folders = [ShardFolder(tiny.resolve(source.path), name) for name, source in run.data.blend.items()]
+        self._order = build_order(run, self._folders)
+        self._taken = [np.zeros(len(folder), dtype=np.int32) for folder in self._folders]
+        self._found = StageAudit(run.stage, 0, run.train.steps, {folder.source: Use(len(folder)) for folder in self._folders})
+
+    def take(self, row: Mapping) -> None:
+        found, expected = self._found, self._found.steps + 1
         if row.get("step") != expected:
             found.object_to(f"step {row.get('step')} is recorded where step {expected} belongs: steps are missing, or were taken twice")
         found.steps = int(row["step"])
-        _check_step(found, row, order, folders, taken, run.train.global_batch)
-    for use, counts in zip(found.uses.values(), taken, strict=True):
-        use.least, use.most = int(counts.min()), int(counts.max())
-    return found
+        first, ids = (found.steps - 1) * self._batch, row["ids"]
+        if row.get("first_slot") != first or len(ids) != self._batch:
+            found.object_to(f"step {found.steps} holds {len(ids)} slots from {row.get('first_slot')}; planned are {self._batch} from {first}")
+        picks = self._order.between(first, first + self._batch)
+        for n, (pick, used) in enumerate(zip(picks, ids), start=first):
+            folder = self._folders[pick.source]
+            planned = f"{folder.source}/{folder.key(pick.sample)}"
+            if used != planned:
+                found.object_to(f"slot {n} took {used}; planned is {planned}")
+                continue
+            use = found.uses[folder.source]
+            use.slots += 1
+            self._taken[pick.source][pick.sample] += 1
+            if reason := row.get("refused", {}).get(str(n)):
+                use.refused[reason] += 1
 
-
-def _check_step(found: StageAudit, row: Mapping, order: Order, folders: Sequence[ShardFolder], taken: Sequence[np.ndarray],
-                batch: int) -> None:
-    first = (row["step"] - 1) * batch
-    ids, picks = row["ids"], order.between(first, first + batch)
-    if row.get("first_slot") != first or len(ids) != batch:
-        found.object_to(f"step {row['step']} holds {len(ids)} slots from {row.get('first_slot')}; planned are {batch} from {first}")
-    for n, (pick, used) in enumerate(zip(picks, ids), start=first):
-        folder = folders[pick.source]
-        planned = f"{folder.source}/{folder.key(pick.sample)}"
-        if used != planned:
-            found.object_to(f"slot {n} took {used}; planned is {planned}")
-            continue
-        use = found.uses[folder.source]
-        use.slots += 1
-        taken[pick.source][pick.sample] += 1
-        if reason := row.get("refused", {}).get(str(n)):
-            use.refused[reason] += 1
+    def result(self) -> StageAudit:
+        for use, counts in zip(self._found.uses.values(), self._taken, strict=True):
+            use.least, use.most = int(counts.min()), int(counts.max())
+        return self._found
 
 
 def audit_command(run_dir: Path, as_json: bool = False) -> int:

@@ -1,13 +1,14 @@
 """docs/preparing_data.md as a whole, on less of the same material: raw files, every verb in order, a page at the end."""
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from data_prep.__main__ import main as data_prep
-from data_prep.raw_example import write
+from data_prep.raw_example import leaks, write
 
 pytestmark = [pytest.mark.slow, *(
     pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed: pip install -e .[demo,data]")
@@ -39,5 +40,9 @@ def test_from_raw_files_to_a_page(tmp_path, monkeypatch, capsys):
         assert found["in"] == found["kept"] + sum(found["rejected"].values())
     leaked = manifest("clean/pages")["rejected"]
     assert set(leaked) == {"benchmark_image"} and leaked["benchmark_image"] >= 4      # 5 of 60 were put there; one may be a duplicate
+    told = re.fullmatch(r"(\d) of 5 planted pages were there, (\d) were found, (\d+) others were rejected",
+                        leaks(Path("raw"), Path("unique/pages"), Path("clean/pages")))
+    there, found, others = map(int, told.groups())
+    assert 4 <= found <= there and found + others == leaked["benchmark_image"]
     assert manifest("shards")["kept"] == 20 + manifest("clean/pages")["kept"] + manifest("unique/sums")["kept"]
     assert "Left out" not in Path("preview.html").read_text() and capsys.readouterr().err == ""

@@ -18,22 +18,19 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from nvlm_train.training.logs import finite, write_atomically
 from nvlm_train.training.report.charts import line_chart, share_bar
 from nvlm_train.training.report.data import tell
 from nvlm_train.training.report.gallery import galleries
+from nvlm_train.training.report.templates import templates
 
 REPORT, PREDICTIONS = "report.html", "predictions.jsonl"
-_HERE = Path(__file__).parent
 
 
 def write_report(run_dir: str | Path) -> Path:
     """Write `report.html` into a run directory from what is there by now; returns its path. Replaces an older one in one go."""
     run_dir = Path(run_dir)
-    page = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined,
-                       trim_blocks=True, lstrip_blocks=True)
+    page = templates()
     page.globals.update(line_chart=line_chart, share_bar=share_bar)
     html = page.get_template("page.html.j2").render(story=tell(run_dir), galleries=galleries(run_dir))
     write_atomically(run_dir / REPORT, html.encode("utf-8"))
