@@ -33,7 +33,7 @@ $(DEMO): pyproject.toml setup.py
 	@touch $@
 
 $(STAMP): $(DEMO)
-	$(PY) -m pip install --quiet --editable ".[dev,demo,data,wandb,tensorboard]"
+	$(PY) -m pip install --quiet --editable ".[dev,demo,data,remote,wandb,tensorboard]"
 	@touch $@
 
 demo: $(DEMO)  ## both stages on real pictures, evaluated, with a report: about ten minutes on two cores

@@ -30,6 +30,7 @@ CHOICES = {
     "model.tags.kind": ("none", "1d", "2d_grid", "2d_bbox"),
     "train.schedule": ("cosine", "constant"),
     "data.format": ("pretrain", "chat"),
+    "data.weigh_by": ("samples", "tokens"),
     "run.wandb": ("off", "offline", "online"),
     "run.device": ("auto", "cpu", "cuda"),
 }
@@ -54,7 +55,7 @@ AT_LEAST = {
     ), 1),
     **dict.fromkeys((
         "train.lr", "train.min_lr", "train.warmup_steps", "train.weight_decay", "train.clip_grad", "train.seed",
-        "data.workers", "data.max_refused", "layout.first_stage_layers", "run.save_every", "run.eval_every", "model.init_std",
+        "data.workers", "data.max_refused", "data.shuffle_window", "data.cache_gb", "layout.first_stage_layers", "run.save_every", "run.eval_every", "model.init_std",
         "model.connector.resampler_tokens", "model.cross_attention.ffn",
     ), 0),
 }

@@ -138,6 +138,10 @@ class Data:
     pack_tiles: int = 14        # one row, N
     thumbnail: bool = True
     packing: bool = True
+    weigh_by: str = "samples"   # samples | tokens: what the weights of a blend are shares of
+    shuffle_window: int = 0     # samples shuffled among each other, in whole shards; 0: all of a source
+    cache_gb: float = 0.0       # of remote shards kept on the local disk; 0: only indexes
+    cache_dir: str | None = None    # default: nvlm_train in the user's cache folder
     workers: int = 2            # decoding threads; 0: the thread that plans decodes too
     prefetch: int = 2           # steps ahead
     max_refused: float = 0.05   # share of refused samples (after the first 100 slots) that stops the run

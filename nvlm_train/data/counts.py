@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from nvlm_train.data.encode import Encoder
-from nvlm_train.data.index import refusal, write_json
+from nvlm_train.data.index import ShardEntry, refusal, write_json
 from nvlm_train.data.records import read_record
 from nvlm_train.data.shards import ShardFolder
 from nvlm_train.errors import SampleRefused
@@ -24,7 +24,7 @@ _REPORT_EVERY_S = 5.0
 
 
 def _report(done: int, total: int, folder: ShardFolder) -> None:
-    log.warning("counting text tokens of %s for this tokenizer and template: %s of %s samples", folder.path, f"{done:,}", f"{total:,}")
+    log.warning("counting text tokens of %s for this tokenizer and template: %s of %s samples", folder.name, f"{done:,}", f"{total:,}")
 
 
 def _cache_folder(folder: ShardFolder) -> Path:
@@ -60,6 +60,7 @@ class TextCounts:
         """Loads the counts of every shard; counts and stores those that are missing, calling report(done, all, folder) meanwhile."""
         self._folder, self._encoder, self._report = folder, encoder, report
         self._reported = time.monotonic()
+        folder.storage.bring([self._name(entry) for entry in folder.entries])
         self._shards = [self._shard(number) for number in range(len(folder.entries))]
 
     def tokens(self, sample: int) -> int:
@@ -71,8 +72,7 @@ class TextCounts:
 
     def _shard(self, number: int) -> _Counts:
         entry = self._folder.entries[number]
-        name = f"{entry.name}.tokens-{self._encoder.fingerprint}.json"
-        places = [self._folder.path / name, _cache_folder(self._folder) / name]
+        places = [folder / self._name(entry) for folder in (self._folder.path, _cache_folder(self._folder))]
         for path in places:
             found = _load(path, entry.sha256, entry.samples)
             if found is not None:
@@ -93,15 +93,15 @@ class TextCounts:
         entry, index = self._folder.entries[number], self._folder.index(number)
         first = sum(before.samples for before in self._folder.entries[:number])
         counts, refused = np.zeros(entry.samples, dtype=np.int64), {}
-        for place in range(entry.samples):
-            if place in index.refused:
-                continue   # ShardFolder.image_sizes already refuses it
+        for place, record in self._folder.records(number):
             try:
-                turns = read_record(self._folder.read_record(first + place)).turns
-                counts[place] = self._encoder.text_tokens(turns, len(index.images_of(place)))
+                counts[place] = self._encoder.text_tokens(read_record(record).turns, len(index.images_of(place)))
             except SampleRefused as error:
                 refused[place] = str(error)
             if time.monotonic() - self._reported > _REPORT_EVERY_S:
                 self._reported = time.monotonic()
                 self._report(first + place + 1, len(self._folder), self._folder)
         return _Counts(counts, refused)
+
+    def _name(self, entry: ShardEntry) -> str:
+        return f"{entry.name}.tokens-{self._encoder.fingerprint}.json"

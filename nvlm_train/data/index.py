@@ -23,11 +23,14 @@ from nvlm_train.errors import DataError, SampleRefused
 
 FORMAT, VERSION = "nvlm_train shard index", 2
 FOLDER_INDEX = "index.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _UNSAFE = re.compile(r"^/|^$|(^|/)\.\.(/|$)|[\\\x00-\x09\x0b-\x1f]", re.MULTILINE)    # what `check_key` refuses, over many lines at once
 
 
 def command(folder: Path | str) -> str:
     """The command that makes an index, for messages."""
+    if "://" in str(folder):
+        return f"python -m data_prep index FOLDER, where the shards were made, and upload FOLDER to {folder}"
     return f"python -m data_prep index {folder}"
 
 
@@ -130,7 +133,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def _check_header(path: Path, content: Mapping, folder: Path) -> None:
+def _check_header(path: str, content: Mapping, folder: str) -> None:
     if content.get("format") != FORMAT:
         raise DataError(f"{path} is not a {FORMAT}. Make it with: {command(folder)}")
     if content.get("version") != VERSION:
@@ -142,27 +145,34 @@ def write_folder_index(folder: Path, entries: list[ShardEntry]) -> None:
     write_json(folder / FOLDER_INDEX, {"format": FORMAT, "version": VERSION, "shards": shards})
 
 
-def read_folder_index(folder: Path) -> list[ShardEntry]:
-    """Shards of a folder, in index order. Raises DataError if the index is missing, damaged, or names files elsewhere."""
+def read_folder_index(folder: Path, shown: str = "") -> list[ShardEntry]:
+    """Shards of a folder, in index order. shown: where the folder is for messages, if `folder` is a copy of its indexes.
+
+    Raises DataError if the index is missing, damaged, or names files elsewhere.
+    """
+    shown = shown or str(folder)
     if not folder.is_dir():
-        raise DataError(f"no folder of shards at {folder}")
-    path = folder / FOLDER_INDEX
+        raise DataError(f"no folder of shards at {shown}")
+    path = f"{shown}/{FOLDER_INDEX}"
+    again = f"Make it again with: {command(shown)}"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads((folder / FOLDER_INDEX).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{folder} has no index ({path.name}). Make it with: {command(folder)}") from None
+        raise DataError(f"{shown} has no index ({FOLDER_INDEX}). Make it with: {command(shown)}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Make it again with: {command(folder)}") from error
-    _check_header(path, content if isinstance(content, dict) else {}, folder)
+        raise DataError(f"{path} cannot be read: {error}. {again}") from error
+    _check_header(path, content if isinstance(content, dict) else {}, shown)
     try:
         entries = [ShardEntry(str(s["name"]), int(s["size"]), str(s["sha256"]), int(s["samples"])) for s in content["shards"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{folder / FOLDER_INDEX} is damaged ({error!r}). Make it again with: {command(folder)}") from error
+        raise DataError(f"{path} is damaged ({error!r}). {again}") from error
     for entry in entries:
         if entry.name != PurePosixPath(entry.name).name or entry.name in ("", ".", "..") or entry.samples < 0:
-            raise DataError(f"{folder / FOLDER_INDEX} names the shard {entry.name!r}; shards lie in the folder itself")
+            raise DataError(f"{path} names the shard {entry.name!r}; shards lie in the folder itself")
+        if not _SHA256.fullmatch(entry.sha256):     # it also names the shard's copy in a cache
+            raise DataError(f"{path} gives {entry.name} the SHA-256 {entry.sha256[:80]!r}, which is none. {again}")
     if not entries:
-        raise DataError(f"{folder / FOLDER_INDEX} lists no shard")
+        raise DataError(f"{path} lists no shard")
     return entries
 
 
@@ -178,17 +188,19 @@ def write_shard_index(folder: Path, entry: ShardEntry, index: ShardIndex) -> Non
         file.write(save(arrays, {"about": json.dumps(about, sort_keys=True)}))
 
 
-def read_shard_index(folder: Path, entry: ShardEntry) -> ShardIndex:
-    """Raises DataError if it is missing, damaged, of another shard, or points outside the shard."""
-    path = folder / shard_index_name(entry.name)
-    again = f"Make it again with: {command(folder)}"
-    if not path.is_file():
-        raise DataError(f"{folder} has no index of {entry.name} ({path.name}). Make it with: {command(folder)}")
+def read_shard_index(folder: Path, entry: ShardEntry, shown: str = "") -> ShardIndex:
+    """`folder` and `shown` as for `read_folder_index`. Raises DataError if it is missing, damaged, of another shard, or points
+    outside the shard."""
+    shown = shown or str(folder)
+    path = f"{shown}/{shard_index_name(entry.name)}"
+    again = f"Make it again with: {command(shown)}"
+    if not (folder / shard_index_name(entry.name)).is_file():
+        raise DataError(f"{shown} has no index of {entry.name} ({shard_index_name(entry.name)}). Make it with: {command(shown)}")
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(folder / shard_index_name(entry.name), framework="numpy") as file:
             about = json.loads((file.metadata() or {}).get("about", "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        _check_header(path, about, folder)
+        _check_header(path, about, shown)
         if (about["size"], about["sha256"]) != (entry.size, entry.sha256):
             raise DataError(f"{path} describes another version of {entry.name} than {FOLDER_INDEX}. Make both again with: {command(folder)}")
         index = ShardIndex(Strings(arrays["keys"], arrays["key_ends"]), arrays["records"], arrays["image_first"], arrays["images"],

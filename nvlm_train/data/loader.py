@@ -9,7 +9,7 @@ Workers, prefetch and timing change nothing in what comes out. The only state is
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +18,14 @@ from typing import Self
 
 from nvlm_train.config.schema import Run
 from nvlm_train.contracts import PackedBatch, Slot, StepBatch
+from nvlm_train.data import segments
+from nvlm_train.data.ahead import Ahead
 from nvlm_train.data.encode import Encoder
-from nvlm_train.data.order import BlendSource, Order, Pick
+from nvlm_train.data.order import BlendSource, Pick
 from nvlm_train.data.permutation import key_of, permuted
 from nvlm_train.data.planning import PlannedSample, build_row, plan_slots
-from nvlm_train.data.shards import ShardFolder
-from nvlm_train.data.sources import Source, open_sources
+from nvlm_train.data.shard_cache import ShardCache
+from nvlm_train.data.sources import Source, cache_of, open_sources, sample_weights
 from nvlm_train.data.tiling import Scratch
 from nvlm_train.data.tokenizer import Tokenizer
 from nvlm_train.data.workers import Worker, Workers
@@ -45,21 +47,22 @@ class _Pending:
 class StepLoader:
     """Iterates over one rank's `StepBatch`es; a context manager, since it owns threads.
 
-    refused: Counter of reasons over this rank's slots so far; slots: how many slots that was. order: its fingerprint says whether
-    a cursor saved earlier still means the same samples.
+    refused: Counter of reasons over this rank's slots so far; slots: how many slots that was. plan: its segments belong
+    beside a cursor that is saved, so that it still means the same samples.
     """
 
-    def __init__(self, order: Order, sources: Sequence[Source], encoder: Encoder, *, global_batch: int, rank: int, size: int,
-                 start: int = 0, end: int | None = None, multiple: int = 1, stall_s: float = STALL_S):
-        """order, sources: the blend, in the same order. start: slots already consumed; end: slots after which iteration stops
-        (None: never). multiple: rows per rank are a multiple of it."""
+    def __init__(self, plan: segments.Plan, sources: Sequence[Source], encoder: Encoder, *, global_batch: int, rank: int, size: int,
+                 start: int = 0, end: int | None = None, multiple: int = 1, stall_s: float = STALL_S, cache: ShardCache | None = None):
+        """plan, sources: the blend, in the same order. start: slots already consumed; end: slots after which iteration stops
+        (None: never). multiple: rows per rank are a multiple of it. cache: the one that remote sources were opened with."""
         if not 0 <= rank < size:
             raise ValueError(f"data rank {rank} of {size}")
-        self.order, self._sources, self._encoder = order, list(sources), encoder
+        self.plan, self._sources, self._encoder = plan, list(sources), encoder
         self._batch, self._rank, self._size, self._multiple = global_batch, rank, size, multiple
         self._start, self._end, self._stall_s = start, end, stall_s
         self.refused: Counter[str] = Counter()
         self.slots = 0
+        self._ahead = Ahead(plan.order, [source.folder for source in self._sources], cache or ShardCache())
         self._workers = Workers(encoder.data.workers)
         self._planning = Worker()
         self._ready: SimpleQueue[_Pending | BaseException] = SimpleQueue()
@@ -109,6 +112,8 @@ class StepLoader:
         self._permits.release()
         self._planner.join(5.0)
         self._workers.close()
+        for source in self._sources:
+            source.folder.close()
 
     def _plan_ahead(self) -> None:
         try:
@@ -118,7 +123,8 @@ class StepLoader:
                 if self._closed:
                     return
                 self._planning.note(f"planning slots {start:,} to {start + self._batch - 1:,} (reading shard indexes)")
-                picks = enumerate(self.order.between(start, start + self._batch), start)
+                self._ahead.look(start)
+                picks = enumerate(self.plan.order.between(start, start + self._batch), start)
                 plan = plan_slots(picks, self._sources, self._encoder.data, self._size, self._multiple)
                 start += self._batch
                 rows = [self._workers.submit(partial(self._build, row)) for row in plan.rows[self._rank]]
@@ -155,28 +161,32 @@ def _look_at(row: Future) -> tuple[PackedBatch, list[Slot]]:
         raise Empty from None
 
 
-def build_order(run: Run, folders: Sequence[ShardFolder]) -> Order:
-    """The order of a stage's samples, from its sources' folders. Raises ConfigError when finite ones end before the stage does."""
-    blend = run.data.blend
-    order = Order(run.train.seed, [
-        BlendSource(folder.source, len(folder), blend[folder.source].weight, blend[folder.source].epochs, folder.fingerprint)
-        for folder in folders])
-    order.require(run.train.steps * run.train.global_batch)
-    return order
+def build_plan(run: Run, sources: Sequence[Source], history: Sequence[Mapping] = (), cursor: int = 0) -> segments.Plan:
+    """The order of a stage's samples from slot `cursor` on. history: the segments that a checkpoint remembers (see `segments`).
+
+    Raises ConfigError when finite sources end before the stage does, or if the order cannot go on after `history`.
+    """
+    blend, weights = run.data.blend, sample_weights(run.data, sources)
+    blend_sources = [BlendSource(source.name, len(source), weights[source.name], blend[source.name].epochs, source.folder.fingerprint,
+                                 tuple(entry.samples for entry in source.folder.entries)) for source in sources]
+    plan = segments.plan(run.train.seed, blend_sources, run.data.shuffle_window, {source.name: source.folder.name for source in sources},
+                         history, cursor)
+    plan.order.require(run.train.steps * run.train.global_batch)
+    return plan
 
 
 def build_loader(run: Run, tokenizer: Tokenizer, rank: int, size: int, start: int = 0, multiple: int = 1,
-                 stall_s: float = STALL_S) -> StepLoader:
+                 stall_s: float = STALL_S, history: Sequence[Mapping] = ()) -> StepLoader:
     """The loader of one stage for data rank `rank` of `size`, from slot `start` to the end of the stage.
 
     multiple: rows per rank are a multiple of it (an interleaved pipeline needs that). stall_s: seconds that reading one sample may
-    take before the run stops with an error. Raises ConfigError, DataError.
+    take before the run stops with an error. history: as for `build_plan`. Raises ConfigError, DataError.
     """
     encoder = Encoder(run.model, run.data, tokenizer)
-    sources = open_sources(run.data.blend, encoder)
-    order = build_order(run, [source.folder for source in sources])
-    return StepLoader(order, sources, encoder, global_batch=run.train.global_batch, rank=rank, size=size, start=start,
-                      end=run.train.steps * run.train.global_batch, multiple=multiple, stall_s=stall_s)
+    cache = cache_of(run.data)
+    sources = open_sources(run.data.blend, encoder, cache=cache)
+    return StepLoader(build_plan(run, sources, history, start), sources, encoder, global_batch=run.train.global_batch, rank=rank, size=size,
+                      start=start, end=run.train.steps * run.train.global_batch, multiple=multiple, stall_s=stall_s, cache=cache)
 
 
 class ValidationRows(Sequence[PackedBatch]):

@@ -1,15 +1,18 @@
 """Which sample is the n-th of the run: arithmetic on (seed, n, blend, sizes), without state.
 
-    n -> block and place -> (shuffled block) -> source, and how many samples it gave before -> epoch and k -> (shuffled k) -> sample
+    n -> block and place -> (shuffled block) -> source, and how many samples it gave before -> epoch and k -> (shuffle) -> sample
 
 Slots come in blocks of 1,000. Every block holds each source exactly `quota` times, in an order of its own, so a blend keeps its
 proportions at any moment, and the number of samples a source has given follows from n alone. A source begins an epoch only when it
-has given every sample of the one before. Resuming is one integer, on any number of ranks.
+has given every sample of the one before (`shuffle` says in which order). Resuming is one integer, on any number of ranks.
+
+A blend that is changed while a run goes on begins a *segment*: blocks count from its first slot, and each source goes on after
+what it gave before.
 """
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -18,6 +21,7 @@ from math import floor
 import numpy as np
 
 from nvlm_train.data.permutation import key_of, permuted_all
+from nvlm_train.data.shuffle import FullShuffle, WindowShuffle
 from nvlm_train.errors import ConfigError, DataError
 
 BLOCK = 1000   # slots; weights are therefore rounded to thousandths, and the paper's published weights are exact
@@ -26,13 +30,14 @@ BLOCK = 1000   # slots; weights are therefore rounded to thousandths, and the pa
 @dataclass(frozen=True)
 class BlendSource:
     """name: key in the blend. size: samples. weight: relative. epochs: passes it may give (None: as many as asked for).
-    content: names what the samples are (a fingerprint); it does not change the order."""
+    content: names what the samples are (a fingerprint); it does not change the order. shards: samples of each; only windows ask."""
 
     name: str
     size: int
     weight: float = 1.0
     epochs: float | None = None
     content: str = ""
+    shards: tuple[int, ...] = ()
 
     @property
     def available(self) -> float:
@@ -71,13 +76,22 @@ def quotas(weights: Sequence[float], block: int = BLOCK) -> list[int]:
 class Order:
     """The order of one stage's samples. Immutable, safe in several threads, the same on every rank."""
 
-    def __init__(self, seed: int, sources: Sequence[BlendSource]):
-        """Raises ConfigError for an impossible blend, DataError for a source without samples."""
+    def __init__(self, seed: int, sources: Sequence[BlendSource], window: int = 0, start: int = 0,
+                 given: Mapping[str, int] | None = None):
+        """window: samples of a source that are shuffled among each other, rounded to whole shards; 0: all of them.
+
+        start: first slot of this blend; given: samples that each source gave before it, by name.
+        Raises ConfigError for an impossible blend, DataError for a source without samples.
+        """
         empty = [source.name for source in sources if source.size < 1]
         if empty:
             raise DataError(f"no samples in: {', '.join(empty)}")
-        self.seed, self.sources = seed, tuple(sources)
+        self.seed, self.sources, self.window, self.start = seed, tuple(sources), window, start
+        self.given = {**dict.fromkeys((source.name for source in sources), 0), **(given or {})}
         self.quotas = quotas([source.weight for source in sources])
+        self._shuffles = [
+            WindowShuffle(seed, source.name, source.shards or (source.size,), window) if window
+            else FullShuffle(seed, source.name, source.size, len(source.shards)) for source in sources]
         self._ends = list(accumulate(self.quotas))
         self._block = lru_cache(maxsize=8)(self._lay_out)   # only saves time: any block can be laid out alone
 
@@ -90,16 +104,20 @@ class Order:
     def fingerprint(self) -> str:
         """Equal for orders that name the same samples; a checkpoint's cursor means something only with an equal one. SHA-256, hex."""
         lines = [f"{self.seed} {BLOCK}", *(f"{s.name} {s.size} {q} {s.content}" for s, q in zip(self.sources, self.quotas, strict=True))]
+        if self.window:
+            lines += [f"window {self.window}", *(f"{s.name} {s.shards}" for s in self.sources)]
+        if self.start:
+            lines += [f"from {self.start}", *(f"{name} {count}" for name, count in sorted(self.given.items()))]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def at(self, n: int) -> Pick:
-        """The sample of slot n >= 0. Raises DataError beyond a source's epochs, rather than repeating its samples."""
+        """The sample of slot n >= start. Raises DataError beyond a source's epochs, rather than repeating its samples."""
         return self.between(n, n + 1)[0]
 
     def between(self, start: int, end: int) -> list[Pick]:
         """The samples of the slots from `start` to before `end`. Raises DataError as `at`."""
-        if start < 0:
-            raise IndexError(f"slot {start}")
+        if start < self.start:
+            raise IndexError(f"slot {start} is before {self.start}, where this blend begins")
         draws = [self._draw(n) for n in range(start, end)]
         passes: dict[tuple[int, int], list[int]] = {}      # (source, epoch) -> slots, counted from start
         for i, (source, counter) in enumerate(draws):
@@ -110,8 +128,7 @@ class Order:
         for (source, epoch), slots in passes.items():
             chosen = self.sources[source]
             places = np.array([draws[i][1] for i in slots], dtype=np.int64) - epoch * chosen.size
-            samples = permuted_all(places, chosen.size, key_of("epoch", self.seed, chosen.name, epoch))
-            for i, sample in zip(slots, samples.tolist(), strict=True):
+            for i, sample in zip(slots, self._shuffles[source].samples(places, epoch).tolist(), strict=True):
                 picks[i] = Pick(source, sample, epoch)
         return picks
 
@@ -121,12 +138,17 @@ class Order:
                          f"{source.size:,} samples give {source.available:,}: lower its weight or train.steps, or raise its epochs")
 
     def drawn(self, slots: int) -> list[int]:
-        """Samples that each source gives in the first `slots` slots."""
-        blocks, rest = divmod(slots, BLOCK)
-        counts = [blocks * quota for quota in self.quotas]
-        for n in range(slots - rest, slots):
-            counts[self._draw(n)[0]] += 1
+        """Samples that each source has given when the slots before `slots` are done, those of earlier blends included."""
+        blocks, rest = divmod(slots - self.start, BLOCK)
+        counts = [self.given[source.name] + blocks * quota for source, quota in zip(self.sources, self.quotas, strict=True)]
+        for source, _ in self._block(blocks)[:rest]:
+            counts[source] += 1
         return counts
+
+    def shards_from(self, slot: int) -> list[list[list[int]]]:
+        """For each source the shards that are read at a slot, then those that are read next; all at once without windows."""
+        return [shuffle.shards_from(counter % source.size, counter // source.size)
+                for source, shuffle, counter in zip(self.sources, self._shuffles, self.drawn(slot), strict=True)]
 
     def require(self, slots: int) -> None:
         """Raises ConfigError, naming every source with both numbers, if finite sources end before `slots` slots."""
@@ -142,13 +164,13 @@ class Order:
 
     def _draw(self, n: int) -> tuple[int, int]:
         """(source, how many samples it gave before) of slot n."""
-        block, place = divmod(n, BLOCK)
+        block, place = divmod(n - self.start, BLOCK)
         source, before = self._block(block)[place]
-        return source, block * self.quotas[source] + before
+        return source, self.given[self.sources[source].name] + block * self.quotas[source] + before
 
     def _lay_out(self, block: int) -> list[tuple[int, int]]:
         """(source, how many of the block's slots it had before) of every place of a block."""
-        key = key_of("block", self.seed, block)
+        key = key_of("block", self.seed, block, *([self.start] if self.start else []))
         had = [0] * len(self.quotas)
         places = []
         for slot in permuted_all(np.arange(BLOCK), BLOCK, key).tolist():

@@ -66,12 +66,13 @@ def build_row(row: Sequence[PlannedSample], encoder: Encoder, scratch: Scratch,
     size = encoder.geometry.tile_size
     tiles = np.empty((sum(slot.plan.tiles for slot in row), 3, size, size), dtype=np.uint8)
     encoded, slots, at = [], [], 0
-    for slot in row:
+    reads = [slot.source.start(slot.sample) for slot in row]    # remote samples travel side by side
+    for slot, read in zip(row, reads, strict=True):
         note(f"reading {slot.source.folder.where(slot.sample)}")
         out = tiles[at:at + slot.plan.tiles]
         at += slot.plan.tiles
         try:
-            encoded.append(encoder.encode(slot.source.read(slot.sample), slot.plan, out, scratch))
+            encoded.append(encoder.encode(read(), slot.plan, out, scratch))
             slots.append(Slot(slot.n, slot.source.key(slot.sample), slot.source.name))
         except SampleRefused as error:
             slots.append(_empty_slot(slot.n, slot.source, slot.sample, error))

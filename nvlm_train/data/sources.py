@@ -1,13 +1,21 @@
 """The sources of a blend, opened: shards, their text token counts, and so the cost of every sample without decoding it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
 
 from nvlm_train.config import schema
 from nvlm_train.contracts import Sample
 from nvlm_train.data.counts import TextCounts
 from nvlm_train.data.encode import Encoder, Plan
+from nvlm_train.data.permutation import key_of, permuted_all
+from nvlm_train.data.shard_cache import ShardCache
 from nvlm_train.data.shards import ShardFolder
-from nvlm_train.errors import ConfigError, SampleRefused
+from nvlm_train.errors import ConfigError, DataError, SampleRefused
+
+_MEASURED = 2000    # samples: the mean of lengths that vary as much as they are long is known to 2 %
 
 
 class Source:
@@ -31,15 +39,46 @@ class Source:
             raise SampleRefused("broken_image", f"image {sizes.index((0, 0))} of {self.folder.where(sample)} had no readable header")
         return self.encoder.plan(self.counts.tokens(sample), sizes)
 
-    def read(self, sample: int) -> Sample:
-        """The sample's bytes, verified. Raises SampleRefused or DataError as `ShardFolder.read`."""
-        return self.folder.read(sample)
+    def mean_tokens(self) -> float:
+        """Mean length of a sample in tokens, tiles included, over at most `_MEASURED` samples. Raises DataError if none can be used."""
+        count = min(len(self), _MEASURED)
+        tokens = []
+        for sample in permuted_all(np.arange(count), len(self), key_of("length", self.name)).tolist():
+            with suppress(SampleRefused):
+                tokens.append(self.plan(sample).tokens)
+        if not tokens:
+            raise DataError(f"none of {count:,} samples of {self.name} ({self.folder.name}) can be used, so data.weigh_by=tokens knows no "
+                            "length for it: see why with python -m data_prep check, or leave the source out")
+        return float(np.mean(tokens))
+
+    def start(self, sample: int) -> Callable[[], Sample]:
+        """Begin to read; the result gives the sample, verified. It raises SampleRefused or DataError as `ShardFolder.read`."""
+        return self.folder.start(sample)
 
 
-def open_sources(blend: Mapping[str, schema.Source], encoder: Encoder, setting: str = "data.blend") -> list[Source]:
-    """Every source of a blend, in its order. `setting` names the blend in messages. Raises ConfigError, DataError."""
+def sample_weights(data: schema.Data, sources: Sequence[Source]) -> dict[str, float]:
+    """The blend's weights as shares of samples, by source. With data.weigh_by=tokens they are divided by a sample's mean length,
+    taken over a fixed choice of `_MEASURED` samples: the same on every rank and in every run."""
+    weights = {source.name: data.blend[source.name].weight for source in sources}
+    if data.weigh_by == "samples":
+        return weights
+    return {source.name: weights[source.name] / source.mean_tokens() for source in sources}
+
+
+def cache_of(data: schema.Data) -> ShardCache:
+    """Where remote folders keep copies, as `data.cache_dir` and `data.cache_gb` say."""
+    return ShardCache(Path(data.cache_dir) if data.cache_dir else None, int(data.cache_gb * 1e9))
+
+
+def open_sources(blend: Mapping[str, schema.Source], encoder: Encoder, setting: str = "data.blend",
+                 cache: ShardCache | None = None) -> list[Source]:
+    """Every source of a blend, in its order. `setting` names the blend in messages. cache: where remote folders keep copies.
+
+    Raises ConfigError, DataError.
+    """
+    cache = cache or cache_of(encoder.data)
     without = [name for name, source in blend.items() if not source.path]
     if not blend or without:
         what = f"no path for {', '.join(without)}" if without else "it is empty"
         raise ConfigError(f"{setting}: {what}. Name a folder of indexed shards, for example {setting}.mine.path=FOLDER")
-    return [Source(name, ShardFolder(source.path, name), encoder) for name, source in blend.items()]
+    return [Source(name, ShardFolder(source.path, name, cache), encoder) for name, source in blend.items()]

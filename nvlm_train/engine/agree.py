@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nvlm_train.engine.interface import Engine
-from nvlm_train.errors import NvlmError
+from nvlm_train.errors import ConfigError, NvlmError
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,14 @@ class _Outcome:
     value: Any
     problem: str | None
     main: bool
+    asked: bool = False     # the problem is what was asked for, not something that broke
 
 
 def on_every_rank(engine: Engine, doing: str, work: Callable[[], Any], error: type[NvlmError]) -> list:
     """Every rank's `work()`, in rank order, on every rank. A collective: all ranks must call it.
 
-    Raises `error` on every rank if the work failed on one, naming the rank; the failing rank's own exception is its cause there.
+    Raises `error` on every rank if the work failed on one, naming the rank; the failing rank's own exception is its cause there. A
+    ConfigError stays one.
     """
     return [outcome.value for outcome in _gather(engine, doing, work, error)]
 
@@ -38,7 +40,7 @@ def _gather(engine: Engine, doing: str, work: Callable[[], Any], error: type[Nvl
         mine = _Outcome(work(), None, engine.is_main)
     except Exception as problem:  # noqa: BLE001 (whatever it is, the other ranks must hear of it)
         cause = problem
-        mine = _Outcome(None, _said(problem), engine.is_main)
+        mine = _Outcome(None, _said(problem), engine.is_main, isinstance(problem, ConfigError))
     outcomes = engine.gather_objects(mine)
     failed = {rank: outcome.problem for rank, outcome in enumerate(outcomes) if outcome.problem is not None}
     if not failed:
@@ -48,7 +50,7 @@ def _gather(engine: Engine, doing: str, work: Callable[[], Any], error: type[Nvl
         where = ""
     else:
         where = f" on rank {rank}" if len(failed) == 1 else f" on {len(failed)} of {len(outcomes)} ranks, first rank {rank}"
-    raise error(f"{doing} failed{where}: {text}") from cause
+    raise (ConfigError if outcomes[rank].asked else error)(f"{doing} failed{where}: {text}") from cause
 
 
 def _said(problem: Exception) -> str:

@@ -1,9 +1,10 @@
-"""Whether a run used each sample exactly as often as planned: its records against the order that its configuration names.
+"""Whether a run used each sample exactly as often as planned: its records against the order of its blends.
 
-`samples.jsonl` says which ids every step took; the order (data/order.py) says which it should have taken. Both are compared slot by
-slot, whatever was killed, resumed or moved to another layout in between. Nothing is decoded; shards must lie where the run had them.
+`samples.jsonl` says which ids every step took; the order (data/order.py) of the blends in `segments.json` says which it should have
+taken. Both are compared slot by slot, whatever was killed, resumed or moved to another layout in between. Nothing is decoded; shards must lie where the run had them.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +18,11 @@ from rich.table import Table
 from data_prep import tiny
 from nvlm_train.config.dump import runs_from_file
 from nvlm_train.config.schema import Run
-from nvlm_train.data.loader import build_order
+from nvlm_train.data.segments import order_of
 from nvlm_train.data.shards import ShardFolder
-from nvlm_train.errors import ConfigError
+from nvlm_train.errors import ConfigError, DataError
 from nvlm_train.training.logs import SAMPLES, parse_row
+from nvlm_train.training.run_dir import SEGMENTS, read_segments
 
 SHOWN = 10      # differences told of a stage; all are counted
 
@@ -60,7 +62,10 @@ def audit(run_dir: Path) -> list[StageAudit]:
         raise ConfigError(f"{run_dir} is no run directory: it holds no config.yaml")
     if not (run_dir / SAMPLES).is_file():
         raise ConfigError(f"{run_dir} holds no {SAMPLES}: nothing was trained there, or its records were removed")
-    stages = {run.stage: _Auditor(run) for run in runs_from_file(run_dir / "config.yaml")}
+    segments = read_segments(run_dir)
+    if not segments:
+        raise ConfigError(f"{run_dir} holds no {SEGMENTS}: which blends it was trained on is not known")
+    stages = {run.stage: _Auditor(run, segments[run.stage]) for run in runs_from_file(run_dir / "config.yaml") if run.stage in segments}
     for row in _rows(run_dir / SAMPLES):
         if row.get("stage") in stages:
             stages[row["stage"]].take(row)
@@ -78,12 +83,19 @@ def _rows(path: Path) -> Iterator[dict]:
 class _Auditor:
     """Takes one stage's rows as they come, and compares each with the plan."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, segments: Sequence[Mapping]) -> None:
         self._batch = run.train.global_batch
-        self._folders = [ShardFolder(tiny.resolve(source.path), name) for name, source in run.data.blend.items()]
-        self._order = build_order(run, self._folders)
-        self._taken = [np.zeros(len(folder), dtype=np.int32) for folder in self._folders]
-        self._found = StageAudit(run.stage, 0, run.train.steps, {folder.source: Use(len(folder)) for folder in self._folders})
+        self._folders = _open_folders(run, segments)
+        shards = {name: tuple(entry.samples for entry in folder.entries) for name, folder in self._folders.items()}
+        self._orders = [order_of(segment, shards) for segment in segments]
+        self._taken = {name: np.zeros(len(folder), dtype=np.int32) for name, folder in self._folders.items()}
+        self._found = StageAudit(run.stage, 0, run.train.steps, {name: Use(len(folder)) for name, folder in self._folders.items()})
+        for before, after in itertools.pairwise(self._orders):
+            gave = dict(zip((source.name for source in before.sources), before.drawn(after.start), strict=True))
+            for name in gave.keys() & after.given.keys():
+                if after.given[name] not in (gave[name], 0):    # 0: another folder took the name
+                    self._found.object_to(f"the blend from slot {after.start:,} on lets {name} go on after {after.given[name]:,} samples; it "
+                                          f"had given {gave[name]:,}")
 
     def take(self, row: Mapping) -> None:
         found, expected = self._found, self._found.steps + 1
@@ -93,23 +105,39 @@ class _Auditor:
         first, ids = (found.steps - 1) * self._batch, row["ids"]
         if row.get("first_slot") != first or len(ids) != self._batch:
             found.object_to(f"step {found.steps} holds {len(ids)} slots from {row.get('first_slot')}; planned are {self._batch} from {first}")
-        picks = self._order.between(first, first + self._batch)
+        order = next(order for order in reversed(self._orders) if order.start <= first)
+        picks = order.between(first, first + self._batch)
         for n, (pick, used) in enumerate(zip(picks, ids), start=first):
-            folder = self._folders[pick.source]
-            planned = f"{folder.source}/{folder.key(pick.sample)}"
+            name = order.sources[pick.source].name
+            planned = f"{name}/{self._folders[name].key(pick.sample)}"
             if used != planned:
                 found.object_to(f"slot {n} took {used}; planned is {planned}")
                 continue
-            use = found.uses[folder.source]
+            use = found.uses[name]
             use.slots += 1
-            self._taken[pick.source][pick.sample] += 1
+            self._taken[name][pick.sample] += 1
             if reason := row.get("refused", {}).get(str(n)):
                 use.refused[reason] += 1
 
     def result(self) -> StageAudit:
-        for use, counts in zip(self._found.uses.values(), self._taken, strict=True):
-            use.least, use.most = int(counts.min()), int(counts.max())
+        for name, counts in self._taken.items():
+            self._found.uses[name].least, self._found.uses[name].most = int(counts.min()), int(counts.max())
         return self._found
+
+
+def _open_folders(run: Run, segments: Sequence[Mapping]) -> dict[str, ShardFolder]:
+    """Every source that a stage was trained on, by name. Raises DataError if one is not what it was."""
+    folders: dict[str, ShardFolder] = {}
+    for segment in reversed(segments):      # a name that was given to another folder is the later one's
+        for name, about in segment["sources"].items():
+            if name in folders:
+                continue
+            configured = run.data.blend.get(name)
+            folders[name] = ShardFolder(tiny.resolve(configured.path) if configured else about["path"], name)
+            if folders[name].fingerprint != about["content"]:
+                raise DataError(f"the shards of {name} in {folders[name].name} are not those of the run: content "
+                                f"{folders[name].fingerprint[:12]}…, the run's was {about['content'][:12]}…. Restore them to audit it")
+    return folders
 
 
 def audit_command(run_dir: Path, as_json: bool = False) -> int:

@@ -2,13 +2,16 @@
 
     config.yaml     the resolved configuration      checkpoints/<stage>/step-00000100/
     metrics.jsonl, samples.jsonl, eval.jsonl        lock, lock.owner: held while a process trains here
-    report.html                                     wandb/, tensorboard/: when asked for
+    segments.json   the blends of each stage        report.html
+    wandb/, tensorboard/: when asked for
 """
 
+import json
 import logging
 import os
 import socket
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,7 +20,8 @@ from nvlm_train.errors import TrainingError
 from nvlm_train.training.logs import EVAL, METRICS, SAMPLES, parse_row, write_atomically
 
 STAGES = ("pretrain", "sft")
-_OWN = {"config.yaml", "lock", "lock.owner", "checkpoints", METRICS, SAMPLES, EVAL}
+SEGMENTS = "segments.json"
+_OWN = {"config.yaml", SEGMENTS, "lock", "lock.owner", "checkpoints", METRICS, SAMPLES, EVAL}
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +62,21 @@ def _lock(path: Path) -> FileLock:
     began = time.strftime("%Y-%m-%d %H:%M:%S")
     owner.write_text(f"process {os.getpid()} on {socket.gethostname()}{job}, since {began}\n", encoding="utf-8")
     return lock
+
+
+def write_segments(path: Path, stage: str, segments: Sequence[Mapping]) -> None:
+    """Put down which blends a stage is trained on (data/segments.py), beside those of the other stages."""
+    content = {**read_segments(path), stage: list(segments)}
+    write_atomically(path / SEGMENTS, (json.dumps(content, indent=1) + "\n").encode("utf-8"))
+
+
+def read_segments(path: Path) -> dict[str, list[dict]]:
+    """Stage -> its segments; {} if none were put down."""
+    try:
+        content = json.loads((path / SEGMENTS).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def cut_after(path: Path, stage: str, step: int) -> int:

@@ -5,7 +5,7 @@ Each stage has its own engine (layouts may differ), data, checkpoints and hooks;
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -33,11 +33,11 @@ from nvlm_train.training.loop import Hook, train
 from nvlm_train.training.metrics import Recorder, Sink
 from nvlm_train.training.progress import ProgressLine
 from nvlm_train.training.report import write_report
-from nvlm_train.training.run_dir import STAGES, claim, cut_after
+from nvlm_train.training.run_dir import STAGES, claim, cut_after, write_segments
 from nvlm_train.training.start import Start, checkpoints_of, resume_point, start_of
 from nvlm_train.training.telemetry import telemetry
 
-ORDER = "order"    # in a checkpoint's manifest: the order its cursor counts in
+DATA_SEGMENTS = "segments"   # in a checkpoint's manifest: what its cursor counts in (data/segments.py)
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +84,9 @@ def _train_stage(runs: Sequence[Run], run: Run, start: Start, engine_of: Callabl
             _load_backbones(run, engine, fingerprint(run, tokenizer.fingerprint))
         _rewind(runs, run, start, engine, store)
         with _open_data(run, tokenizer, engine, start) as loader:
-            order = loader.order.fingerprint if loader is not None else ""
-            on_main(engine, f"resuming {run.stage}", lambda: _refuse_another_order(start, order), ConfigError)
-            train(run, engine, engine.shared(loader), _hooks(runs, run, start, engine, tokenizer, store, order), start.step)
+            segments = loader.plan.segments if loader is not None else ()
+            on_main(engine, "recording the blend", lambda: write_segments(Path(run.run.dir), run.stage, segments), TrainingError)
+            train(run, engine, engine.shared(loader), _hooks(runs, run, start, engine, tokenizer, store, segments), start.step)
 
 
 def _load_backbones(run: Run, engine: Engine, own: dict) -> None:
@@ -103,23 +103,14 @@ def _load_backbones(run: Run, engine: Engine, own: dict) -> None:
 def _open_data(run: Run, tokenizer: Tokenizer, engine: Engine, start: Start) -> AbstractContextManager:
     """The loader on ranks that read, nothing on the others. Data that cannot be opened stops every rank."""
     opened = []
+    history = Manifest.read(start.checkpoint).extra.get(DATA_SEGMENTS, []) if start.resumed else []
 
     def open_it() -> None:
         if engine.reads_data:
-            opened.append(build_loader(run, tokenizer, engine.data_rank, engine.data_size, start.cursor, _multiple(run)))
+            opened.append(build_loader(run, tokenizer, engine.data_rank, engine.data_size, start.cursor, _multiple(run), history=history))
 
     on_every_rank(engine, "opening the data", open_it, DataError)
     return opened[0] if opened else nullcontext()
-
-
-def _refuse_another_order(start: Start, order: str) -> None:
-    """A cursor means something only in the order it was counted in: with another blend, seed or content of the shards the same
-    number would repeat some samples and skip others."""
-    before = Manifest.read(start.checkpoint).extra.get(ORDER) if start.resumed else None
-    if before is not None and before != order:
-        raise ConfigError(f"the data is not what {start.checkpoint} was trained on (order {before[:12]}… there, {order[:12]}… here): "
-                          "data.blend, train.seed or the shards themselves have changed. Restore them, or start a new run.dir from "
-                          f"these weights with init={start.checkpoint}")
 
 
 def _agree(engine: Engine, start: Start) -> None:
@@ -160,7 +151,7 @@ def _with_other_stages(runs: Sequence[Run], config: Path) -> list[Run]:
 
 
 def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenizer: Tokenizer,
-           store: CheckpointStore, order: str) -> list[Hook]:
+           store: CheckpointStore, segments: Sequence[Mapping]) -> list[Hook]:
     """In the order in which they act on a step: figures first, then validation, then the checkpoint that vouches for both."""
     run_dir = Path(run.run.dir)
     logs = Logs(run_dir) if engine.is_main else None
@@ -178,7 +169,7 @@ def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenize
     facts = SaveFacts(run.stage, redact(asdict(run)), fingerprint(run, tokenizer.fingerprint), cursor=0)
 
     def save(step: int, cursor: int) -> None:
-        extra = {ORDER: order, VALIDATION_LOSS: validation.loss_at(step) if validation else None}
+        extra = {DATA_SEGMENTS: list(segments), VALIDATION_LOSS: validation.loss_at(step) if validation else None}
         store.save(engine, replace(facts, cursor=cursor, extra=extra), step, run.run.async_save)
 
     hooks.append(Checkpoints(

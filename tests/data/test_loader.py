@@ -17,6 +17,7 @@ from nvlm_train.data import counts
 from nvlm_train.data.loader import build_loader, validation_rows
 from nvlm_train.data.records import write_record
 from nvlm_train.data.shards import ShardFolder
+from nvlm_train.data.storage import LocalFolder
 from nvlm_train.errors import ConfigError, DataError
 
 
@@ -195,12 +196,13 @@ def test_an_error_in_a_thread_reaches_the_caller(run, tokenizer, shard_folder, t
 
 def test_a_stalled_read_names_the_shard(run, tokenizer, monkeypatch):
     release = threading.Event()
-    read = ShardFolder.read
+    read = LocalFolder.read_at
+    build_loader(run, tokenizer, 0, 1).close()      # its texts are counted
 
-    def stall(self, sample):
+    def stall(self, *where):
         release.wait(20)
-        return read(self, sample)
-    monkeypatch.setattr(ShardFolder, "read", stall)
+        return read(self, *where)
+    monkeypatch.setattr(LocalFolder, "read_at", stall)
     loader = build_loader(run, tokenizer, 0, 1, stall_s=0.2)
     try:
         with pytest.raises(DataError, match=r"reading mixed-\d+ of .*shard-00000\d\.tar for \d+ s"):
@@ -243,7 +245,7 @@ def test_counts_are_kept_and_checked(run, tokenizer, tmp_path, shard_folder, mon
     files = sorted(copy.glob("*.tokens-*.json"))
     assert len(files) == 3
     calls = []
-    monkeypatch.setattr(ShardFolder, "read_record", lambda self, sample: calls.append(sample))
+    monkeypatch.setattr(ShardFolder, "records", lambda self, shard: calls.append(shard))
     assert all(map(same, reference, everything(copied, tokenizer))) and not calls   # nothing is counted twice
     monkeypatch.undo()
     files[0].write_text(files[0].read_text().replace('"shard_sha256":"', '"shard_sha256":"0'))   # of another shard: counted again

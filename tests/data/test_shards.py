@@ -300,7 +300,7 @@ def test_writing_refuses_what_could_not_be_read(tmp_path, shard_folder):
 
 
 def test_more_shards_than_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("nvlm_train.data.shards.OPEN_FILES", 2)
+    monkeypatch.setattr("nvlm_train.data.storage.OPEN_FILES", 2)
     write_shards(tmp_path / "many", make_samples(12), samples_per_shard=2)
     before = len(os.listdir("/proc/self/fd"))
     folder = ShardFolder(tmp_path / "many", "x")

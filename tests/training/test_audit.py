@@ -9,12 +9,14 @@ from nvlm_train import cli
 from nvlm_train.config.compose import compose
 from nvlm_train.config.dump import to_yaml
 from nvlm_train.contracts import Slot
-from nvlm_train.data.loader import build_order
+from nvlm_train.data.order import BlendSource
+from nvlm_train.data.segments import plan
 from nvlm_train.data.shards import ShardFolder
 from nvlm_train.errors import ConfigError
 from nvlm_train.training.audit import audit
 from nvlm_train.training.logs import Logs
 from nvlm_train.training.metrics import StepRecord
+from nvlm_train.training.run_dir import write_segments
 
 STEPS, BATCH = 12, 40
 
@@ -28,7 +30,11 @@ def run_dir(tmp_path):
     logs = Logs(tmp_path)
     for run in runs:
         folders = [ShardFolder(tiny.resolve(source.path), name) for name, source in run.data.blend.items()]
-        order = build_order(run, folders)
+        sources = [BlendSource(folder.source, len(folder), run.data.blend[folder.source].weight, None, folder.fingerprint,
+                               tuple(entry.samples for entry in folder.entries)) for folder in folders]
+        made = plan(run.train.seed, sources, 0, {folder.source: folder.name for folder in folders})
+        write_segments(tmp_path, run.stage, made.segments)
+        order = made.order
         for step in range(1, STEPS + 1):
             first = (step - 1) * BATCH
             slots = [Slot(n, folders[pick.source].key(pick.sample), folders[pick.source].source, "too_long" if n == 45 else None)

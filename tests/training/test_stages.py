@@ -65,7 +65,7 @@ def test_both_stages_and_then_nothing_left_to_do(tmp_path, said):
     assert f"sft: starts from the weights of {tmp_path}/checkpoints/pretrain/step-00000003, with a fresh optimizer" in said.text
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoints", "config.yaml", "eval.jsonl", "lock", "lock.owner", "metrics.jsonl", "predictions.jsonl", "report.html",
-        "samples.jsonl"]
+        "samples.jsonl", "segments.json"]
     shown = read_rows(tmp_path / "predictions.jsonl")
     assert len(shown) == 8 and any(len(row["tiles"]) > 1 for row in shown) and all(row["truth"] for row in shown)
     assert [(row["stage"], row["step"]) for row in read_rows(tmp_path / "eval.jsonl")] == [("pretrain", 3), ("sft", 3)]
