@@ -15,6 +15,7 @@ from nvlm_train.data.index import ShardEntry, ShardIndex
 from nvlm_train.data.records import read_record
 from nvlm_train.errors import DataError, SampleRefused
 
+CHANGED = "changed_bytes"   # why a sample is refused that is not what was indexed
 OPEN_FILES = 128   # descriptors kept per folder; clusters often allow a process 1,024 in all
 
 
@@ -94,7 +95,7 @@ class ShardFolder:
         for image in images:
             digest.update(image)
         if digest.digest() != index.sha256[place].tobytes():
-            raise SampleRefused("changed_bytes", f"{self.where(sample)} is not what was indexed (SHA-256 differs): restore the shard, or "
+            raise SampleRefused(CHANGED, f"{self.where(sample)} is not what was indexed (SHA-256 differs): restore the shard, or "
                                                  f"index it again with: {index_files.command(self.path)}")
         content = read_record(record)
         return Sample(index.keys[place], self.source, images, content.turns, content.meta)
