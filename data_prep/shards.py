@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.tars import key_and_suffix, tar_members
 from nvlm_train.contracts import Sample
 from nvlm_train.data.images import image_extension, image_size
 from nvlm_train.data.index import (
@@ -27,12 +28,10 @@ from nvlm_train.data.index import (
     write_folder_index,
     write_shard_index,
 )
-from nvlm_train.data.records import IMAGE_EXTENSIONS, read_record, write_record
+from nvlm_train.data.records import read_record, write_record
 from nvlm_train.data.shards import ShardFolder, file_sha256
 from nvlm_train.errors import DataError, SampleRefused
 
-_BLOCK = tarfile.BLOCKSIZE
-SHARD_EXTENSIONS = frozenset({"json", *IMAGE_EXTENSIONS})
 LONGEST_KEY = 80    # of the 100 bytes that every tar has for a name, the rest for ".123.jpeg"
 
 
@@ -91,51 +90,13 @@ def write_shards(folder: Path | str, samples: Iterable[Sample], samples_per_shar
 
 # Indexing
 
-def tar_members(path: Path, extensions: frozenset[str] | None = SHARD_EXTENSIONS) -> list[tarfile.TarInfo]:
-    """Regular members of a tar, in order; extensions: those that may be there, None for any.
-
-    Raises DataError for a tar that is damaged, cut off, or holds what a shard must not: other files, links, a name twice.
-    """
-    size = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = list(tar)
-    except tarfile.TarError as error:
-        raise DataError(f"shard {path} is not a readable tar: {error}") from error
-    end = max((member.offset_data + -(-member.size // _BLOCK) * _BLOCK for member in members), default=0)
-    with open(path, "rb") as file:
-        file.seek(end)
-        tail = file.read(2 * _BLOCK)
-    # tarfile takes a damaged header, or a cut between members, for the end of the archive; a real end is two blocks of zeros.
-    if tail != bytes(2 * _BLOCK):
-        last = members[-1].name if members else "its start"
-        raise DataError(f"shard {path} is truncated or damaged: {size:,} bytes, and no end mark at byte {end:,}, after {last}. Copy it again")
-    members = [member for member in members if not member.isdir()]
-    for member in members:
-        check_key(member.name, str(path))
-        extension = member.name.rpartition(".")[2].lower()
-        if not member.isreg():
-            raise DataError(f"shard {path} holds {member.name}, a link or device; a shard holds plain files only")
-        if extensions is not None and extension not in extensions:
-            raise DataError(f"shard {path} holds {member.name}; a shard holds json and pictures ({', '.join(sorted(IMAGE_EXTENSIONS))}) only, "
-                            "nothing that other tools might run or unpickle")
-    repeated = [name for name, count in Counter(member.name for member in members).items() if count > 1]
-    if repeated:
-        raise DataError(f"shard {path} holds {len(repeated)} members twice, {repeated[0]} first")
-    return members
-
-
-def key_and_suffix(name: str) -> tuple[str, str]:
-    """webdataset's rule: the key ends at the first dot of the last part."""
-    parent, slash, last = name.rpartition("/")
-    stem, _, suffix = last.partition(".")
-    return parent + slash + stem, suffix
-
-
 def _size_or_zero(image: bytes) -> tuple[int, int]:
+    """(width, height); 0x0 if the header is broken. Raises SampleRefused("image_too_large")."""
     try:
         return image_size(image)
-    except SampleRefused:
+    except SampleRefused as refusal:
+        if refusal.reason != "broken_image":
+            raise
         return 0, 0
 
 
@@ -163,6 +124,7 @@ def index_shard(path: Path) -> tuple[ShardEntry, ShardIndex]:
                     images.append((members[name].offset_data, members[name].size, *_size_or_zero(image)))
             except SampleRefused as error:
                 refused[place] = str(error)
+                del images[first[-1]:]
             first.append(len(images))
             digests.append(digest.digest())
     index = ShardIndex(Strings.of(list(groups)), np.array(records, dtype=np.int64).reshape(-1, 2), np.array(first, dtype=np.int64),
@@ -171,7 +133,7 @@ def index_shard(path: Path) -> tuple[ShardEntry, ShardIndex]:
 
 
 def _image_names(key: str, record: bytes, members: dict[str, tarfile.TarInfo]) -> list[str]:
-    """Full member names of the sample's pictures. Raises SampleRefused: missing_json, bad_json, missing_image."""
+    """Full member names of the sample's pictures. Raises SampleRefused: missing_json, bad_json, missing_image, unnamed_image."""
     if not record:
         raise SampleRefused("missing_json", f"no {key}.json")
     folder = key.rpartition("/")[0]
@@ -179,6 +141,10 @@ def _image_names(key: str, record: bytes, members: dict[str, tarfile.TarInfo]) -
     missing = [name for name in names if name not in members]
     if missing:
         raise SampleRefused("missing_image", f"{key}.json names {missing[0]}, which is not among its members")
+    # The sample would be learned without them.
+    unnamed = [name for name in members if name not in names and not name.lower().endswith(".json")]
+    if unnamed:
+        raise SampleRefused("unnamed_image", f'"images" of {key}.json does not name {unnamed[0]}, which lies beside it')
     return names
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from nvlm_train.contracts import IMAGE_PLACEHOLDER
-from nvlm_train.data.images import image_size
+from nvlm_train.data.images import image_size, oddities
 from nvlm_train.errors import SampleRefused
 
 SCALE = 1000
@@ -21,17 +21,17 @@ Points = Sequence[tuple[float, float]]
 def frame(image: bytes, declared: tuple[int, int] | None = None) -> tuple[int, int]:
     """(width, height) of the picture that the annotations speak of. declared: what the dataset says it is, if it does.
 
-    Raises SampleRefused: broken_image, image_too_large; size_mismatch (both sizes); turned_picture, if EXIF turns it and nothing tells
-    whether the annotations were made before or after.
+    Raises SampleRefused: broken_image, image_too_large; size_mismatch (both sizes); turned_picture, if EXIF turns or mirrors it and
+    nothing tells whether the annotations were made before or after.
     """
     upright = image_size(image)
     if declared is not None and declared != upright:
         raise SampleRefused("size_mismatch", f"annotated at {declared[0]}x{declared[1]}, the picture is {upright[0]}x{upright[1]}")
     with Image.open(io.BytesIO(image)) as opened:       # the header only
         stored = opened.size
-    if declared is None and stored != upright:
-        raise SampleRefused("turned_picture", f"stored as {stored[0]}x{stored[1]}, shown as {upright[0]}x{upright[1]}: boxes may mean "
-                                              "either")
+    if "turned" in oddities(image) and (declared is None or stored == upright):     # half a turn or a mirror keeps the size
+        raise SampleRefused("turned_picture", f"its EXIF orientation turns or mirrors it (stored as {stored[0]}x{stored[1]}, shown as "
+                                              f"{upright[0]}x{upright[1]}): boxes may mean either")
     return upright
 
 

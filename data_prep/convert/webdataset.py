@@ -22,7 +22,7 @@ from data_prep.convert.transcription import CHARACTERS, transcript
 from data_prep.convert.turns import exchange
 from data_prep.passes import Outcome
 from data_prep.prompts import prompt
-from data_prep.shards import key_and_suffix, tar_members
+from data_prep.tars import key_and_suffix, tar_members
 from nvlm_train.contracts import Sample
 from nvlm_train.errors import DataError, SampleRefused
 

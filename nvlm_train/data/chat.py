@@ -13,7 +13,7 @@ from nvlm_train.errors import SampleRefused
 
 FORMATS = ("chat", "pretrain")
 IMAGE_OPEN, IMAGE_CLOSE = "<Image>", "</Image>"
-VERSION = 1   # part of the template's fingerprint: raise it whenever the text of a rendered sample changes
+VERSION = 2   # part of the template's fingerprint: raise it whenever the text of a rendered sample, or what is refused, changes
 
 _ROLES = ("system", "user", "assistant")
 
@@ -111,6 +111,12 @@ def render(turns: Sequence[Turn], n_images: int, format: str, system_prompt: str
     that has none; None adds nothing. Raises SampleRefused: placeholder_mismatch (both numbers), no_user_turn, bad_role.
     """
     return _merge(_render(_checked(turns, n_images, format, system_prompt), format == "chat"))
+
+
+def require_answer(turns: Sequence[Turn]) -> None:
+    """Raises SampleRefused("nothing_supervised") unless an assistant turn has text: from its end alone a model learns to be silent."""
+    if not any(turn.role == "assistant" and turn.text.replace(IMAGE_PLACEHOLDER, "").strip() for turn in turns):
+        raise SampleRefused("nothing_supervised", "no assistant turn with text, so nothing would be learned but when to stop")
 
 
 def render_prompt(turns: Sequence[Turn], n_images: int, format: str, system_prompt: str | None = None) -> list[Segment]:

@@ -16,7 +16,7 @@ import numpy as np
 from nvlm_train.data.encode import Encoder
 from nvlm_train.data.index import ShardEntry, refusal, write_json
 from nvlm_train.data.records import read_record
-from nvlm_train.data.shards import ShardFolder
+from nvlm_train.data.shards import CHANGED, ShardFolder
 from nvlm_train.errors import SampleRefused
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,8 @@ class TextCounts:
             if found is not None:
                 return found
         counted = self._count(number)
+        if any(refusal(reason).reason == CHANGED for reason in counted.refused.values()):
+            return counted   # the shard may be restored, and its samples with it
         content = {"shard_sha256": entry.sha256, "counts": counted.counts.tolist(),
                    "refused": {str(place): reason for place, reason in counted.refused.items()}}
         for path in places:
@@ -97,7 +99,7 @@ class TextCounts:
             try:
                 counts[place] = self._encoder.text_tokens(read_record(record).turns, len(index.images_of(place)))
             except SampleRefused as error:
-                refused[place] = str(error)
+                refused[place] = str(self._cause(first + place, error))
             if time.monotonic() - self._reported > _REPORT_EVERY_S:
                 self._reported = time.monotonic()
                 self._report(first + place + 1, len(self._folder), self._folder)
@@ -105,3 +107,11 @@ class TextCounts:
 
     def _name(self, entry: ShardEntry) -> str:
         return f"{entry.name}.tokens-{self._encoder.fingerprint}.json"
+
+    def _cause(self, sample: int, refused: SampleRefused) -> SampleRefused:
+        """Why a sample is refused: for its text, unless that is no longer the text that was indexed."""
+        try:
+            self._folder.read(sample)
+        except SampleRefused as changed:
+            return changed
+        return refused

@@ -81,8 +81,7 @@ class Encoder:
     def text_tokens(self, turns: Sequence[Turn], n_images: int) -> int:
         """Tokens of a sample without its tiles and their tags. Raises SampleRefused as `encode` would for its text."""
         pieces = self._pieces(chat.render(turns, n_images, self.data.format, self.data.system_prompt))
-        if not any(piece.learned for piece in pieces):
-            raise SampleRefused("nothing_supervised", "no assistant turn, so no token would be learned")
+        chat.require_answer(turns)
         return _count(pieces)
 
     def plan(self, text_tokens: int, image_sizes: Sequence[tuple[int, int]], reserve: int = 0) -> Plan:
@@ -116,11 +115,9 @@ class Encoder:
         the text does not have the length that the plan was made for.
         """
         pieces = self._pieces(chat.render(sample.turns, len(sample.images), self.data.format, self.data.system_prompt))
+        chat.require_answer(sample.turns)
         plan = plan or self.plan(_count(pieces), [image_size(image) for image in sample.images])
-        encoded = self._assemble(sample, pieces, plan, out, scratch)
-        if not encoded.loss_weights.any():
-            raise SampleRefused("nothing_supervised", "no assistant turn, so no token would be learned")
-        return encoded
+        return self._assemble(sample, pieces, plan, out, scratch)
 
     def encode_prompt(self, sample: Sample, reserve: int = 0, scratch: Scratch | None = None) -> EncodedSample:
         """Encode what a model is given before the last assistant turn, for generation; loss weights are all 0.

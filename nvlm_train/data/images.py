@@ -97,10 +97,7 @@ def oddities(data: bytes) -> tuple[str, ...]:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode to RGB, keeping what a person would see on a white page."""
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):   # convert("RGB") would clip at 255 instead of scaling
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise SampleRefused("broken_image", f"grey values from {grey.min()} to {grey.max()}, 16 bits hold 0 to 65535")
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        return _scaled(image).convert("RGB")
     if image.mode == "F":
         raise SampleRefused("broken_image", "floating-point pixels have no agreed white; convert the picture to 8 bits")
     if image.has_transparency_data:
@@ -109,8 +106,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _decode_jpeg(data: bytes, scratch: Scratch | None) -> np.ndarray:
-    """libjpeg-turbo, strict: a damaged scan is an error (Pillow would return a partly grey picture without a word)."""
+def _scaled(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey. One value may stand for transparent, and becomes white."""
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise SampleRefused("broken_image", f"grey values from {grey.min()} to {grey.max()}, 16 bits hold 0 to 65535")
+    grey[grey == image.info.get("transparency")] = 65535
+    return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _decode_jpeg(data: bytes, inks: bool, scratch: Scratch | None) -> np.ndarray:
+    """libjpeg-turbo, strict: a damaged scan is an error (Pillow would return a partly grey picture without a word).
+
+    inks: it is CMYK or YCCK. Like Pillow and Photoshop we take its values as inverted: 255 is no ink.
+    """
+    if inks:
+        bare_HW4 = simplejpeg.decode_jpeg(data, colorspace="CMYK")
+        height, width, _ = bare_HW4.shape
+        return np.asarray(Image.frombytes("CMYK", (width, height), (255 - bare_HW4).tobytes()).convert("RGB"))
     height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     buffer = None if scratch is None else scratch.take("decoded", height * width * 3).numpy()
     return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer)
@@ -132,9 +145,10 @@ def decode(data: bytes, scratch: Scratch | None = None) -> np.ndarray:
     Raises SampleRefused: broken_image, image_too_large.
     """
     image = _open(data)
+    orientation = _orientation(image)   # before the pixels, which may have EXIF behind them
     try:
-        if data[:3] == _JPEG_MAGIC and image.mode != "CMYK":
-            pixels = _decode_jpeg(data, scratch)
+        if data[:3] == _JPEG_MAGIC:
+            pixels = _decode_jpeg(data, image.mode == "CMYK", scratch)
         else:
             pixels = np.asarray(_to_rgb(image))
     except SampleRefused:
@@ -143,4 +157,4 @@ def decode(data: bytes, scratch: Scratch | None = None) -> np.ndarray:
         raise
     except Exception as error:   # truncated or damaged data, in the words of whichever decoder met it
         raise _refuse_broken(error) from error
-    return _upright(pixels, _orientation(image))
+    return _upright(pixels, orientation)

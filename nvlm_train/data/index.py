@@ -41,9 +41,16 @@ def shard_index_name(shard: str) -> str:
 def check_key(key: str, where: str) -> None:
     """Refuse a key that could name a file outside a folder made from it. Raises DataError."""
     path = PurePosixPath(key)
-    if not key or path.is_absolute() or ".." in path.parts or "\\" in key or any(ord(char) < 32 for char in key):
-        raise DataError(f"{where}: the key {key!r} is absolute, climbs out of its folder, or holds control characters. Write the shard "
-                        "again with plain relative keys")
+    strange = "\\" in key or any(ord(char) < 32 or "\ud800" <= char <= "\udfff" for char in key)   # half pairs: bytes that are not UTF-8
+    if not key or path.is_absolute() or ".." in path.parts or strange:
+        raise DataError(f"{where}: the key {key!r} is absolute, climbs out of its folder, or holds control characters or bytes that are "
+                        "not UTF-8. Write the shard again with plain relative keys")
+
+
+def check_shard_name(name: str, folder: Path | str) -> None:
+    """Refuse a shard name that leaves its folder, or that other readers of shards would run. Raises DataError."""
+    if name != PurePosixPath(name).name or name in ("", ".", "..") or name.lower().startswith("pipe:"):
+        raise DataError(f"{folder} has the shard {name!r}; shards are files of the folder itself, and none is a command (pipe:)")
 
 
 @dataclass(frozen=True)
@@ -167,8 +174,9 @@ def read_folder_index(folder: Path, shown: str = "") -> list[ShardEntry]:
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error!r}). {again}") from error
     for entry in entries:
-        if entry.name != PurePosixPath(entry.name).name or entry.name in ("", ".", "..") or entry.samples < 0:
-            raise DataError(f"{path} names the shard {entry.name!r}; shards lie in the folder itself")
+        check_shard_name(entry.name, shown)
+        if entry.samples < 0:
+            raise DataError(f"{path} gives {entry.name} {entry.samples:,} samples. {again}")
         if not _SHA256.fullmatch(entry.sha256):     # it also names the shard's copy in a cache
             raise DataError(f"{path} gives {entry.name} the SHA-256 {entry.sha256[:80]!r}, which is none. {again}")
     if not entries:

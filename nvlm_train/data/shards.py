@@ -15,6 +15,7 @@ from nvlm_train.data.remote import open_storage
 from nvlm_train.data.shard_cache import ShardCache
 from nvlm_train.errors import DataError, SampleRefused
 
+CHANGED = "changed_bytes"   # why a sample is refused that is not what was indexed
 _CHUNK = 8 << 20
 _AHEAD = 32        # records of a remote folder that are asked for at once
 _GAP = 1 << 16     # members no farther apart than this are read at once
@@ -107,8 +108,8 @@ class ShardFolder:
             parts = _cut(members, [read() for read in self._start(sample, fresh=True)])
             right = _digest(parts) == expected
         if not right:
-            raise SampleRefused("changed_bytes", f"{self.where(sample)} is not what was indexed (SHA-256 differs): restore the shard, or "
-                                                 f"index it again with: {index_files.command(self.name)}")
+            raise SampleRefused(CHANGED, f"{self.where(sample)} is not what was indexed (SHA-256 differs): restore the shard, or "
+                                         f"index it again with: {index_files.command(self.name)}")
         record, *images = parts
         content = read_record(record)
         return Sample(self.index(shard).keys[place], self.source, tuple(images), content.turns, content.meta)

@@ -4,7 +4,7 @@ hook that feeds figures to the sinks (logs, progress line, wandb, TensorBoard)."
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nvlm_train.config.schema import Run
@@ -108,18 +108,26 @@ class Validation(QuietHook):
 
 
 class RefusedBudget:
-    """A check on every record: stops the run when too large a share of the slots since the start stayed empty.
+    """A check on every record: stops the run when too large a share of the stage's slots so far stayed empty, over all ranks.
 
-    Raises TrainingError on every rank alike once more than `data.max_refused` of at least 100 slots were refused.
+    Raises TrainingError on every rank alike once more than `data.max_refused` of at least 100 slots were refused. Checkpoints carry
+    the `state`, so that a run that was resumed stops where it would have stopped without.
     """
 
     GRACE = 100     # slots: a share of fewer means little
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, before: Mapping | None = None) -> None:
+        """before: the `state` at the checkpoint that the run goes on from."""
+        before = before or {"slots": 0, "reasons": {}, "examples": {}}
         self._allowed = run.data.max_refused
-        self._slots = 0
-        self._reasons: Counter[str] = Counter()
-        self._example: dict[str, str] = {}
+        self._slots: int = before["slots"]
+        self._reasons: Counter[str] = Counter(before["reasons"])
+        self._example: dict[str, str] = dict(before["examples"])
+
+    @property
+    def state(self) -> dict:
+        """As JSON: slots so far, refused ones by reason, an example of each reason."""
+        return {"slots": self._slots, "reasons": dict(self._reasons), "examples": dict(self._example)}
 
     def __call__(self, record: StepRecord) -> None:
         self._slots += len(record.slots)

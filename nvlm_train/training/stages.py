@@ -37,7 +37,8 @@ from nvlm_train.training.run_dir import STAGES, claim, cut_after, write_segments
 from nvlm_train.training.start import Start, checkpoints_of, resume_point, start_of
 from nvlm_train.training.telemetry import telemetry
 
-DATA_SEGMENTS = "segments"   # in a checkpoint's manifest: what its cursor counts in (data/segments.py)
+# In a checkpoint's manifest: what its cursor counts in (data/segments.py), and what was refused up to it.
+DATA_SEGMENTS, REFUSED = "segments", "refused"
 
 log = logging.getLogger(__name__)
 
@@ -156,8 +157,9 @@ def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenize
     run_dir = Path(run.run.dir)
     logs = Logs(run_dir) if engine.is_main else None
     sinks: list[Sink] = [logs, ProgressLine(run), *telemetry(runs, run, run_dir, start.step)] if logs else []
+    budget = RefusedBudget(run, Manifest.read(start.checkpoint).extra.get(REFUSED) if start.resumed else None)
     hooks: list[Hook] = [Recorder(
-        run, engine, sinks, checks=[RefusedBudget(run)], flush_at=lambda step: saves_at(run, step),
+        run, engine, sinks, checks=[budget], flush_at=lambda step: saves_at(run, step),
         devices=len(engine.gather_objects(None)), peak=peak_flops(_device_name(run)),
     )]
     validation = None
@@ -169,7 +171,7 @@ def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenize
     facts = SaveFacts(run.stage, redact(asdict(run)), fingerprint(run, tokenizer.fingerprint), cursor=0)
 
     def save(step: int, cursor: int) -> None:
-        extra = {DATA_SEGMENTS: list(segments), VALIDATION_LOSS: validation.loss_at(step) if validation else None}
+        extra = {DATA_SEGMENTS: list(segments), REFUSED: budget.state, VALIDATION_LOSS: validation.loss_at(step) if validation else None}
         store.save(engine, replace(facts, cursor=cursor, extra=extra), step, run.run.async_save)
 
     hooks.append(Checkpoints(

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from training_fakes import Collector, FakeEngine, make_batches, make_row, make_run
 
@@ -82,6 +84,14 @@ def test_too_many_refused_samples_stop_the_run_with_their_reasons_but_not_before
     message = str(caught.value)
     assert "51 of 100 samples were refused (51.0%)" in message and "data.max_refused=5.0%" in message
     assert "50 broken_image (such as web/s0); 1 too_long (such as web/s99)" in message
+
+
+def test_a_resumed_budget_stops_where_an_unbroken_one_would():
+    first = RefusedBudget(make_run())
+    first(StepRecord({}, slots(0, 2)))
+    second = RefusedBudget(make_run(), json.loads(json.dumps(first.state)))      # as a checkpoint's manifest keeps it
+    with pytest.raises(TrainingError, match=r"6 of 100 samples were refused \(6\.0%\).* 6 broken_image \(such as web/s0\)"):
+        second(StepRecord({}, slots(50, 4)))
 
 
 def test_a_report_that_cannot_be_written_costs_a_warning(tmp_path, caplog):

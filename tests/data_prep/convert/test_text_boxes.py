@@ -153,7 +153,8 @@ def test_pictures_that_exif_turns_are_rejected(tmp_path):
                                       "gt_1.jpg": SQUARE})
     found = convert(root, "text_boxes", format="art", annotations="l.json", turns="ocr")
     assert found.rejected == {"toy-gt_0": "turned_picture"}
-    assert found.details["toy-gt_0"] == "stored as 200x100, shown as 100x200: boxes may mean either"
+    assert found.details["toy-gt_0"] == ("its EXIF orientation turns or mirrors it (stored as 200x100, shown as 100x200): "
+                                              "boxes may mean either")
 
 
 def test_another_form_is_an_error(tmp_path):

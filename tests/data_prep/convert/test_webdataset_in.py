@@ -108,5 +108,5 @@ def test_names_that_climb_are_refused(tmp_path, name):
 
 def test_links_are_refused(tmp_path):
     root = write_tar(tmp_path / "bad" / "00000.tar", {"0.jpg": b""}, tarfile.SYMTYPE)
-    with pytest.raises(DataError, match="a link or device"):
+    with pytest.raises(DataError, match="a link, device or sparse file"):
         convert(root, "webdataset", tars="*.tar")
