@@ -63,6 +63,27 @@ def test_steps_hold_exactly_their_slots(run, tokenizer):
         assert all(len(row.tokens_T) == 256 and len(row.tiles_nCPP) <= 14 for row in step.rows)
 
 
+def test_weights_by_token_give_shares_of_tokens(shard_folder, tmp_path, tokenizer):
+    """Half and half of the tokens, though a sample of one source is more than twice as long."""
+    texts = [Sample(f"t{i}", "short", (), conversation("Why?", "Because " + "so " * (i % 7))) for i in range(40)]
+    write_shards(tmp_path / "short", texts)
+    run = make_run({"mixed": shard_folder, "short": tmp_path / "short"}, steps=25, global_batch=40)
+    tokens = {}
+    for weigh_by in ("samples", "tokens"):
+        given = Counter()
+        for step in everything(replace(run, data=replace(run.data, weigh_by=weigh_by)), tokenizer):
+            for row in step.rows:
+                lengths = row.cu_seqlens.diff().tolist()
+                for source, length in zip(row.sources, lengths):
+                    given[source] += length
+        tokens[weigh_by] = given["short"] / given.total()
+    assert tokens["samples"] < 0.35 and tokens["tokens"] == pytest.approx(0.5, abs=0.02)
+    hopeless = [Sample("a", "s", (), conversation("Why?", ""))]
+    write_shards(tmp_path / "hopeless", hopeless)
+    with pytest.raises(DataError, match="none of 1 samples of hopeless"):
+        build_loader(make_run({"hopeless": tmp_path / "hopeless"}, weigh_by="tokens"), tokenizer, 0, 1)
+
+
 def test_workers_and_prefetch_change_nothing(run, tokenizer):
     reference = everything(run, tokenizer)
     for workers, prefetch in ((0, 1), (1, 1), (3, 4)):

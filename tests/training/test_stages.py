@@ -16,10 +16,11 @@ import torch
 from nvlm_train.config.compose import compose
 from nvlm_train.engine.checkpoint import load, resolve
 from nvlm_train.engine.manifest import Manifest
-from nvlm_train.errors import CheckpointError, TrainingError
+from nvlm_train.errors import CheckpointError, ConfigError, TrainingError
 from nvlm_train.model.accounting import parameters
 from nvlm_train.model.freeze import is_cross_attention
 from nvlm_train.parallel import groups
+from nvlm_train.training.audit import audit
 from nvlm_train.training.logs import read_rows
 from nvlm_train.training.preemption import Preempted
 from nvlm_train.training.stages import build_engine, train_all
@@ -77,6 +78,24 @@ def test_both_stages_and_then_nothing_left_to_do(tmp_path, said):
     assert "sft: all 3 steps are done" in said.text
     with pytest.raises(TrainingError, match="already holds a run"):
         train(tmp_path, "train.steps=3", "run.resume=never")
+
+
+def test_a_blend_that_is_changed_on_resume_begins_a_segment(tmp_path, said):
+    """Weights change at step 6 of 12; the audit finds every slot as planned, each source's samples once a pass over both blends."""
+    settings = ("stage=sft", "run.examples=0", "data.weigh_by=tokens", "data.shuffle_window=40")
+    train(tmp_path, *settings, "train.steps=6")
+    train(tmp_path, *settings, "train.steps=12", "data.blend.text.weight=5")
+    segments = json.loads((tmp_path / "segments.json").read_text())["sft"]
+    assert [segment["first_slot"] for segment in segments] == [0, 24] and segments[1]["window"] == 40
+    assert segments == Manifest.read(resolve(tmp_path / "checkpoints" / "sft")).extra["segments"]
+    assert sum(segments[1]["given"].values()) == 24
+    assert "the blend was changed: from slot 24 on it is" in said.text
+    stage, = audit(tmp_path)
+    assert (stage.steps, stage.wrong) == (12, 0)
+    assert sum(use.slots for use in stage.uses.values()) == 48 and all(use.most - use.least <= 1 for use in stage.uses.values())
+
+    with pytest.raises(ConfigError, match="data.shuffle_window is 20, it was 40"):
+        train(tmp_path, *settings, "train.steps=18", "data.blend.text.weight=5", "data.shuffle_window=20")
 
 
 def test_a_preempted_job_goes_on_as_if_nothing_had_happened(tmp_path, said):
