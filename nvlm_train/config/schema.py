@@ -140,6 +140,7 @@ class Data:
     packing: bool = True
     workers: int = 2            # decoding threads; 0: the thread that plans decodes too
     prefetch: int = 2           # steps ahead
+    features: str = "auto"      # of a frozen encoder, cached beside the shards: auto (used if all are there) | off | require
     max_refused: float = 0.05   # share of refused samples (after the first 100 slots) that stops the run
 
 

@@ -6,6 +6,7 @@ from nvlm_train.config import schema
 from nvlm_train.contracts import Sample
 from nvlm_train.data.counts import TextCounts
 from nvlm_train.data.encode import Encoder, Plan
+from nvlm_train.data.features import CachedFeatures, FeatureKey
 from nvlm_train.data.shards import ShardFolder
 from nvlm_train.errors import ConfigError, SampleRefused
 
@@ -13,10 +14,14 @@ from nvlm_train.errors import ConfigError, SampleRefused
 class Source:
     """One folder of shards under its name in the blend. Safe in several threads."""
 
-    def __init__(self, name: str, folder: ShardFolder, encoder: Encoder):
-        """Counts the folder's text tokens if that has not been done for this tokenizer and template (see `counts`)."""
+    def __init__(self, name: str, folder: ShardFolder, encoder: Encoder, features: FeatureKey | None = None):
+        """Counts the folder's text tokens if that has not been done for this tokenizer and template (see `counts`).
+
+        features: of the cache that stands in for pictures; None: pictures are read.
+        """
         self.name, self.folder, self.encoder = name, folder, encoder
         self.counts = TextCounts(folder, encoder)
+        self.features = CachedFeatures(folder, features) if features else None
 
     def __len__(self) -> int:
         return len(self.folder)
@@ -36,10 +41,11 @@ class Source:
         return self.folder.read(sample)
 
 
-def open_sources(blend: Mapping[str, schema.Source], encoder: Encoder, setting: str = "data.blend") -> list[Source]:
+def open_sources(blend: Mapping[str, schema.Source], encoder: Encoder, setting: str = "data.blend",
+                 features: FeatureKey | None = None) -> list[Source]:
     """Every source of a blend, in its order. `setting` names the blend in messages. Raises ConfigError, DataError."""
     without = [name for name, source in blend.items() if not source.path]
     if not blend or without:
         what = f"no path for {', '.join(without)}" if without else "it is empty"
         raise ConfigError(f"{setting}: {what}. Name a folder of indexed shards, for example {setting}.mine.path=FOLDER")
-    return [Source(name, ShardFolder(source.path, name), encoder) for name, source in blend.items()]
+    return [Source(name, ShardFolder(source.path, name), encoder, features) for name, source in blend.items()]

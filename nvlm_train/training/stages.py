@@ -27,6 +27,7 @@ from nvlm_train.errors import ConfigError, DataError, TrainingError
 from nvlm_train.model.accounting import peak_flops
 from nvlm_train.training.builtin import with_builtin_data
 from nvlm_train.training.examples import Examples
+from nvlm_train.training.features import StageFeatures, find_features
 from nvlm_train.training.hooks import Checkpoints, RefusedBudget, Report, Validation, saves_at
 from nvlm_train.training.logs import Logs, write_atomically
 from nvlm_train.training.loop import Hook, train
@@ -81,15 +82,17 @@ def _train_stage(runs: Sequence[Run], run: Run, start: Start, engine_of: Callabl
         if start.checkpoint is not None:
             load(start.checkpoint, engine, fingerprint(run, tokenizer.fingerprint), model_only=not start.resumed)
         else:
-            _load_backbones(run, engine, fingerprint(run, tokenizer.fingerprint))
+            load_backbones_of(run, engine, fingerprint(run, tokenizer.fingerprint))
+        features = find_features(run, tokenizer, engine)
         _rewind(runs, run, start, engine, store)
-        with _open_data(run, tokenizer, engine, start) as loader:
+        with _open_data(run, tokenizer, engine, start, features) as loader:
             order = loader.order.fingerprint if loader is not None else ""
             on_main(engine, f"resuming {run.stage}", lambda: _refuse_another_order(start, order), ConfigError)
-            train(run, engine, engine.shared(loader), _hooks(runs, run, start, engine, tokenizer, store, order), start.step)
+            hooks = _hooks(runs, run, start, engine, tokenizer, store, order, features)
+            train(run, engine, engine.shared(loader), hooks, start.step)
 
 
-def _load_backbones(run: Run, engine: Engine, own: dict) -> None:
+def load_backbones_of(run: Run, engine: Engine, own: dict) -> None:
     """Vision encoder and language model out of checkpoints of ours, of whatever architecture; files of weights the engine read."""
     wanted: dict[Path, list[str]] = {}
     for component in ("vision", "language"):
@@ -100,13 +103,14 @@ def _load_backbones(run: Run, engine: Engine, own: dict) -> None:
         load_backbones(path, engine, components, own)
 
 
-def _open_data(run: Run, tokenizer: Tokenizer, engine: Engine, start: Start) -> AbstractContextManager:
+def _open_data(run: Run, tokenizer: Tokenizer, engine: Engine, start: Start, features: StageFeatures) -> AbstractContextManager:
     """The loader on ranks that read, nothing on the others. Data that cannot be opened stops every rank."""
     opened = []
 
     def open_it() -> None:
         if engine.reads_data:
-            opened.append(build_loader(run, tokenizer, engine.data_rank, engine.data_size, start.cursor, _multiple(run)))
+            opened.append(build_loader(run, tokenizer, engine.data_rank, engine.data_size, start.cursor, _multiple(run),
+                                       features=features.blend))
 
     on_every_rank(engine, "opening the data", open_it, DataError)
     return opened[0] if opened else nullcontext()
@@ -160,7 +164,7 @@ def _with_other_stages(runs: Sequence[Run], config: Path) -> list[Run]:
 
 
 def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenizer: Tokenizer,
-           store: CheckpointStore, order: str) -> list[Hook]:
+           store: CheckpointStore, order: str, features: StageFeatures) -> list[Hook]:
     """In the order in which they act on a step: figures first, then validation, then the checkpoint that vouches for both."""
     run_dir = Path(run.run.dir)
     logs = Logs(run_dir) if engine.is_main else None
@@ -171,7 +175,8 @@ def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenize
     )]
     validation = None
     if run.data.validation:
-        rows = validation_rows(run, tokenizer, engine.data_rank, engine.data_size, run.run.eval_batches, _multiple(run))
+        rows = validation_rows(run, tokenizer, engine.data_rank, engine.data_size, run.run.eval_batches, _multiple(run),
+                               features.validation)
         validation = Validation(run, engine, rows, sinks)
         hooks.append(validation)
 
