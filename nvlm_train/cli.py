@@ -132,6 +132,8 @@ def _compare(words: list[str], flags: set[str]) -> int:
 
 def _data(words: list[str], flags: set[str]) -> int:
     if words[:1] == ["cache-features"]:
+        if flags:
+            raise ConfigError(f"{' '.join(sorted(flags))}: cache-features has no flags")
         return _cache_features(words[1:])
     if len(words) != 2 or words[0] != "audit":
         raise ConfigError("nvlm data audit RUN and nvlm data cache-features recipe=… stage=… are the forms, got: "

@@ -9,6 +9,7 @@ from collections import namedtuple
 import pytest
 
 from data_prep import tiny
+from nvlm_train import cli
 from nvlm_train.config.compose import compose
 from nvlm_train.config.rules import problems
 from nvlm_train.data import feature_files
@@ -154,9 +155,14 @@ def test_a_trained_encoder_has_no_use_for_features(tmp_path, said):
     assert not problems(compose([*TINY, "data.features=require"])[0])
 
 
-def test_one_stage_at_a_time():
-    with pytest.raises(ConfigError, match="one stage at a time.*: add stage=pretrain or stage=sft"):
-        cache("recipe=nvlm_d_tiny")
+def test_as_a_person_starts_it(data, capsys):
+    assert cli.main(["data", "cache-features", *TINY]) == 0 and len(files(data)) == 2
+    assert cli.main(["data", "cache-features", "recipe=nvlm_d_tiny"]) == 2
+    assert "features are cached for one stage at a time" in capsys.readouterr().err
+    assert cli.main(["data", "cache-features", *TINY, "--json"]) == 2
+    assert "--json: cache-features has no flags" in capsys.readouterr().err
+    assert cli.main(["data", "cache-featurs", *TINY]) == 2
+    assert "nvlm data cache-features recipe=… stage=… are the forms" in capsys.readouterr().err
 
 
 def test_no_room_is_found_before_any_work(data, monkeypatch):
