@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -103,6 +103,8 @@ def _cache(run: Run, encoder: Encoder, key: FeatureKey, engine: Engine) -> None:
         for work in mine:
             source = sources[work.source] if engine.reads_data else None
             encode_shard(engine, source, work.shard, key, run.data.pack_tiles, workers, progress)
+    while engine.any_rank(False):   # in step with replicas that have more to do (`encode_shard`)
+        pass
     done = engine.gather_objects(progress.tiles if engine.reads_data else 0)
     log.info("%s: %s tiles of %s shards cached in %.0f s", run.stage, f"{sum(done):,}", f"{len(works):,}", time.monotonic() - began)
 
@@ -119,8 +121,8 @@ def _missing(sources: Sequence[Source], key: FeatureKey) -> list[Work]:
     works, kept = [], 0
     for number, source in enumerate(sources):
         folder = source.folder
-        for shard, entry in enumerate(folder.entries):
-            _remove_leftovers(folder.path, feature_file_name(entry.name, key.name))
+        _remove_leftovers(folder.path, key)
+        for shard in range(len(folder.entries)):
             if is_cached(folder, shard, key):
                 kept += 1
             elif has_pictures(folder, shard):
@@ -129,11 +131,12 @@ def _missing(sources: Sequence[Source], key: FeatureKey) -> list[Work]:
     return works
 
 
-def _remove_leftovers(folder: Path, name: str) -> None:
-    for path in [path for path in folder.iterdir() if path.name.startswith(f".{name}.")]:
-        if time.time() - path.stat().st_mtime > STALE_S:
-            log.warning("removing %s, left by a job that was interrupted", path)
-            path.unlink(missing_ok=True)
+def _remove_leftovers(folder: Path, key: FeatureKey) -> None:
+    for path in folder.glob(f".{feature_file_name('*', key.name)}.*"):
+        with suppress(OSError):     # finished by its writer just now; or not ours to remove, which is found out soon enough
+            if time.time() - path.stat().st_mtime > STALE_S:
+                path.unlink()
+                log.warning("removed %s, left by a job that was interrupted", path)
 
 
 def _announce(sources: Sequence[Source], mine: Sequence[Work], key: FeatureKey, engine: Engine) -> int:

@@ -67,11 +67,13 @@ def encode_shard(engine: Engine, source: Source | None, shard: int, key: Feature
                  progress: Progress) -> None:
     """Encode one shard and publish its file. Called on every rank of a replica; source: on the one that reads, None elsewhere.
 
-    most_tiles: of a batch. Raises DataError: the shard cannot be read, or the file not be written.
+    most_tiles: of a batch. After each batch all replicas meet (`Engine.any_rank`), so that none is ever more than a batch ahead and no
+    later collective waits for hours. Raises DataError: the shard cannot be read, or the file not be written.
     """
     if source is None:
         for batch in engine.shared(None):
             engine.see(batch.rows[0])
+            engine.any_rank(True)
         return
     samples = list(planned(source, shard))
     with _file(source, shard, key, sum(sample.plan.tiles for sample in samples)) as writer:
@@ -79,6 +81,7 @@ def encode_shard(engine: Engine, source: Source | None, shard: int, key: Feature
             features = engine.see(batch.rows[0])
             _write(writer, source, batch.slots, features)
             progress.add(len(features))
+            engine.any_rank(True)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import time
 from collections import namedtuple
 
 import pytest
+from training_fakes import FakeEngine
 
 from data_prep import tiny
 from nvlm_train import cli
@@ -15,7 +16,7 @@ from nvlm_train.config.rules import problems
 from nvlm_train.data import feature_files
 from nvlm_train.errors import ConfigError, DataError
 from nvlm_train.parallel import groups
-from nvlm_train.training import cache_features
+from nvlm_train.training import cache_features, encode_shards
 from nvlm_train.training.cache_features import cache_features_command
 from nvlm_train.training.logs import read_rows
 from nvlm_train.training.stages import train_all
@@ -70,7 +71,7 @@ def files(data):
 
 @pytest.mark.parametrize("recipe", ["nvlm_d_tiny", "nvlm_x_tiny", "nvlm_h_tiny"])
 def test_reading_features_changes_nothing(recipe, data, tmp_path, said):
-    """To the bounds of `tests/parity/test_features.py`, which says why. X and H with open gates: closed ones hide the pictures."""
+    """To the bounds of `tests/parity/test_cached_layouts.py`, which says why. X and H with open gates: closed ones hide the pictures."""
     settings = (f"recipe={recipe}", *([] if recipe == "nvlm_d_tiny" else [OPEN]))
     computed = train(tmp_path / "computed", *settings)
     assert "data.blend: no cached features, the vision encoder runs: images has none (nvlm data cache-features" in said.text
@@ -111,7 +112,7 @@ def test_what_is_cached_stays_and_the_rest_is_made(data, said):
     leftover.write_bytes(b"half"), fresh.write_bytes(b"half")
     os.utime(leftover, (time.time() - 3600,) * 2)
     cache()
-    assert "1 shards to encode, 1 are cached already" in said.text and f"removing {leftover}" in said.text
+    assert "1 shards to encode, 1 are cached already" in said.text and f"removed {leftover}" in said.text
     assert fresh.exists() and not leftover.exists(), "another job may be writing the young one"
     assert (first.read_bytes(), second.read_bytes()) == before, "the same bytes, whatever is made when"
     assert first.stat().st_mtime_ns == times[0] and second.stat().st_mtime_ns > times[1]
@@ -198,3 +199,13 @@ def test_damaged_files_stop_the_run(data, tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match="is damaged .*Delete"):
         train(tmp_path / "run", "train.steps=1")
+
+
+def test_progress_tells_rate_and_time_left(monkeypatch, said):
+    now = iter([100.0, 101.0, 112.0, 113.0, 125.0])
+    monkeypatch.setattr(encode_shards.time, "monotonic", lambda: next(now))
+    progress = encode_shards.Progress(1000, FakeEngine(data_size=2))
+    for _ in range(4):
+        progress.add(60)
+    assert said.messages == ["120 of 1,000 tiles of this process's share, 10 tiles/s, 1m 28s left",
+                             "240 of 1,000 tiles of this process's share, 9.6 tiles/s, 1m 19s left"]
