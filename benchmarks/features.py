@@ -2,9 +2,9 @@
 `python -m benchmarks.features`
 
 The model is InternViT-300M with Qwen2-1.5B (recipe nvlm_d_2b) made about 90 times smaller in both parts, so that the encoder has
-a similar share of the work; the shares of the large models, by the same arithmetic, are printed beside it. One tile a picture and one
-caption, as in pretraining. Seconds include waiting for data; the two ways take turns, and of each step the fastest round counts. CPU
-seconds, of all threads, say the same on a machine that has other work.
+a similar share of the work; the shares of the large models, by the same arithmetic, are printed beside it. One tile a picture and
+one caption, as in pretraining. Seconds include waiting for data; the two ways take turns, and of each step the fastest round
+counts. CPU seconds, of all threads, say the same on a machine that has other work.
 """
 
 import argparse
@@ -36,9 +36,10 @@ from nvlm_train.model.accounting import SampleWork, trained_components, useful_f
 from nvlm_train.training.cache_features import cache_features_command
 
 SIZES = (
-    "model.vision.layers=8", "model.vision.hidden=192", "model.vision.heads=4", "model.vision.ffn=768", "model.vision.tile_size=112",
-    "model.vision.patch=7", "model.language.layers=6", "model.language.hidden=384", "model.language.heads=6",
-    "model.language.kv_heads=2", "model.language.head_dim=64", "model.language.ffn=1792", "data.max_tokens=256", "data.pack_tokens=512")
+    "model.vision.layers=8", "model.vision.hidden=192", "model.vision.heads=4", "model.vision.ffn=768",
+    "model.vision.tile_size=112", "model.vision.patch=7", "model.language.layers=6", "model.language.hidden=384",
+    "model.language.heads=6", "model.language.kv_heads=2", "model.language.head_dim=64", "model.language.ffn=1792",
+    "data.max_tokens=256", "data.pack_tokens=512")
 LARGE = ("nvlm_d_2b", "nvlm_d_72b")
 CAPTION = 40        # tokens of text beside a tile, for the shares
 
@@ -51,7 +52,8 @@ def pictures(count: int, side: int) -> Iterator[Sample]:
         file = io.BytesIO()
         small.resize((2 * side, 2 * side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
         words = " ".join(random.choice(["a", "red", "large", "square", "beside", "the", "blue", "circle"], 12))
-        yield Sample(f"picture-{number:05d}", "benchmark", (file.getvalue(),), (Turn("user", "<image>"), Turn("assistant", words)))
+        turns = Turn("user", "<image>"), Turn("assistant", words)
+        yield Sample(f"picture-{number:05d}", "benchmark", (file.getvalue(),), turns)
 
 
 def encoder_share(run: Run) -> float:
@@ -64,7 +66,8 @@ def encoder_share(run: Run) -> float:
 def train(run: Run, key: FeatureKey | None) -> dict[str, list[float]]:
     """Loss, seconds and CPU seconds of every step, from the same start."""
     steps: dict[str, list[float]] = {"loss": [], "seconds": [], "cpu_seconds": []}
-    with closing(MegatronEngine(run)) as engine, build_loader(run, load_tokenizer(run.model.tokenizer), 0, 1, features=key) as loader:
+    tokenizer = load_tokenizer(run.model.tokenizer)
+    with closing(MegatronEngine(run)) as engine, build_loader(run, tokenizer, 0, 1, features=key) as loader:
         began, cpu = time.perf_counter(), time.process_time()
         for batch in loader:
             steps["loss"].append(engine.train_step(batch, run.train.lr).loss)
@@ -88,7 +91,8 @@ def measure(run: Run, rounds: int) -> dict:
     for _ in range(rounds):
         done["computed"].append(train(run, None))
         done["cached"].append(train(run, key))
-    found = {name: {unit: _fastest([steps[unit] for steps in way]) for unit in ("seconds", "cpu_seconds")} for name, way in done.items()}
+    found = {name: {unit: _fastest([steps[unit] for steps in way]) for unit in ("seconds", "cpu_seconds")}
+             for name, way in done.items()}
     pairs = zip(done["computed"][0]["loss"], done["cached"][0]["loss"], strict=True)
     return {**found, "speed_up": {unit: found["computed"][unit] / found["cached"][unit] for unit in ("seconds", "cpu_seconds")},
             "largest_relative_loss_difference": max(abs(a - b) / a for a, b in pairs), "seconds_to_cache": caching,
@@ -112,13 +116,14 @@ def main() -> int:
     options = parser.parse_args()
     with nullcontext(options.folder) if options.folder else tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "shards"
-        settings = ["recipe=nvlm_d_tiny", "stage=pretrain", *SIZES, f"train.steps={options.steps}", f"train.global_batch={options.batch}",
-                    "train.warmup_steps=0", f"data.blend={{benchmark:{{path:{data}}}}}", "data.validation={}", f"run.dir={folder}/run"]
+        settings = ["recipe=nvlm_d_tiny", "stage=pretrain", *SIZES, f"train.steps={options.steps}",
+                    f"train.global_batch={options.batch}", "train.warmup_steps=0", f"data.blend={{benchmark:{{path:{data}}}}}",
+                    "data.validation={}", f"run.dir={folder}/run"]
         run = compose([*settings, *options.overrides])[0]
         write_shards(data, pictures(options.samples, run.model.vision.tile_size))
         result = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", **vars(options),
-                  "encoder_share": {"here": encoder_share(run), **{name: encoder_share(compose([f"recipe={name}", "stage=pretrain"])[0])
-                                                                   for name in LARGE}},
+                  "encoder_share": {"here": encoder_share(run)} | {
+                      name: encoder_share(compose([f"recipe={name}", "stage=pretrain"])[0]) for name in LARGE},
                   **measure(run, options.rounds)}
     _show(result)
     tell(result, options.json)

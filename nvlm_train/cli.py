@@ -271,9 +271,9 @@ VERBS = {
     "data": Verb(_data, "prove what a run was trained on, cache what a frozen encoder sees",
                  "nvlm data audit RUN compares the samples that a run recorded with its plan, slot by slot: each sample used exactly\n"
                  "as often as planned, whatever was killed and resumed in between. Exit code 1 if anything differs.\n\n"
-                 "nvlm data cache-features recipe=NAME stage=STAGE key=value … stores what the stage's frozen vision encoder makes of\n"
-                 "every picture beside the shards, under the settings that nvlm train would get; training then reads it and gets the\n"
-                 "same losses (docs/features.md). Under torchrun the processes share out the shards.\n\n"
+                 "nvlm data cache-features recipe=NAME stage=STAGE key=value … stores what the stage's frozen vision encoder\n"
+                 "makes of every picture beside the shards, under the settings that nvlm train would get; training then reads\n"
+                 "it and gets the same losses (docs/features.md). Under torchrun the processes share out the shards.\n\n"
                  "Preparing data is another program: python -m data_prep", ("--json",)),
     "generate": Verb(_generate, "ask a checkpoint about pictures",
                      f"{_CHECKPOINT}\nimage=FILE (several times for several pictures) prompt=\"…\" eval.max_new_tokens=N",

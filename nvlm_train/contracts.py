@@ -96,7 +96,7 @@ class PackedBatch:
     loss_weights_T:  float32, 0 for padding, prompts, visual tokens and the last token of each sample.
     cu_seqlens:      int32 [segments + 1], from 0 to T. Attention never crosses a boundary. Padding is a segment of its own.
     tiles_nCPP:      uint8 [n, 3, P, P], only real tiles; n may be 0. Normalised on the device.
-    features_nLC:    in place of the tiles (`tiles_nCPP` is empty then), what the frozen encoder makes of them, in the compute dtype.
+    features_nLC:    what a frozen encoder makes of the tiles, in the compute dtype; `tiles_nCPP` is empty then. None: not cached.
     tile_starts_n:   int64, row position of the first visual token of each tile; -1 for the m tiles that are cross-attention memory.
     reads_s4:        int64, who reads what: the tokens [start, end) of the row read the memory tiles [first, last), numbered 0 to m - 1.
                      The token ranges ascend and never overlap; tokens in none of them read nothing. The tile ranges may overlap.

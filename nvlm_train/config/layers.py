@@ -1,5 +1,5 @@
-"""Which decoder layers hold gated cross-attention, and which components a pattern may train. The one home of both: model, rules and
-accounting all ask here."""
+"""Which decoder layers hold gated cross-attention, and which components a pattern may train. The one home of both: model, rules
+and accounting all ask here."""
 
 import re
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ def cross_layers(model: Model) -> tuple[int, ...]:
 
 
 def may_train(patterns: Iterable[str], component: str) -> bool:
-    """Whether one of `train.trainable`'s patterns may reach a parameter of the component: it names it, a part of it, or may match it."""
+    """Whether one of `train.trainable`'s patterns names the component or a part of it, or may match a parameter of it."""
     return any(_may_reach(pattern, component) for pattern in patterns)
 
 

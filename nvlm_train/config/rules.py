@@ -153,8 +153,8 @@ def trained_parts(run: Run) -> Iterator[str]:
 def cached_features(run: Run) -> Iterator[str]:
     """What an encoder made of a tile is worth keeping only while the encoder stays as it is."""
     if run.data.features == "require" and may_train(run.train.trainable, "vision"):
-        yield (f"data.features=require, but train.trainable={list(run.train.trainable)} trains the vision encoder, whose features change "
-               "with every step: use data.features=auto, or leave vision out of train.trainable")
+        yield (f"data.features=require, but train.trainable={list(run.train.trainable)} trains the vision encoder, whose "
+               "features change with every step: use data.features=auto, or leave vision out of train.trainable")
 
 
 def tile_geometry(run: Run) -> Iterator[str]:
@@ -299,6 +299,6 @@ def setting(run: Run, key: str) -> Any:
 
 
 RULES: tuple[Rule, ...] = (
-    amounts, choices, not_yet, model_shapes, tile_geometry, trained_parts, cached_features, learning_rate, token_budgets, tile_budgets, blend,
-    tensor_layout, pipeline_layout, run_directory, *CROSS_RULES,
+    amounts, choices, not_yet, model_shapes, tile_geometry, trained_parts, cached_features, learning_rate, token_budgets,
+    tile_budgets, blend, tensor_layout, pipeline_layout, run_directory, *CROSS_RULES,
 )

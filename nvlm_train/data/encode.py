@@ -212,7 +212,8 @@ class Encoder:
         starts = [shift_starts(layout.tile_starts, place) for layout, place in zip(layouts, places, strict=True)]
         size = self.geometry.tile_size
         tiles = self._tiles(sample, plan, out, scratch) if features is None else np.empty((0, 3, size, size), dtype=np.uint8)
-        return EncodedSample(sample.key, sample.source, tokens, weights, tiles, np.concatenate([np.empty(0, dtype=np.int64), *starts]),
+        return EncodedSample(sample.key, sample.source, tokens, weights, tiles,
+                             np.concatenate([np.empty(0, dtype=np.int64), *starts]),
                              join_memory([layout.memory for layout in layouts], places), features)
 
     def _tiles(self, sample: Sample, plan: Plan, out: np.ndarray | None, scratch: Scratch | None) -> np.ndarray:

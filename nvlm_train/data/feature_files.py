@@ -5,8 +5,8 @@
     sha256       uint8 [samples, 32]: of the sample's json member followed by its features
     features     [tiles, L, C] in the compute dtype; last, so that it can be written as it comes
 
-A shard of features is larger than memory: they are written sample by sample and read by positioned reads. What is read from such a
-file is checked before it is used.
+A shard of features is larger than memory: they are written sample by sample and read by positioned reads. What is read from such
+a file is checked before it is used.
 """
 
 import hashlib
@@ -27,7 +27,8 @@ from nvlm_train.errors import DataError
 FORMAT, VERSION = "nvlm_train features", 1
 COMMAND = "nvlm data cache-features recipe=… stage=…"
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
-_DAMAGE = (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, IndexError)    # what bytes of any kind may raise
+# What bytes of any kind may raise.
+_DAMAGE = (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
 def feature_file_name(shard: str, key: str) -> str:
@@ -132,13 +133,14 @@ class FeatureFile:
                 size = int.from_bytes(file.read(8), "little")
                 self._start = 8 + size + json.loads(file.read(size))["features"]["data_offsets"][0]
             tiles = int(self.tile_first[-1])
-            sound = (self.tile_first.shape, self.grids.shape, self._sha256.shape) == ((entry.samples + 1,), (images, 2), (entry.samples, 32))
+            shapes = self.tile_first.shape, self.grids.shape, self._sha256.shape
+            sound = shapes == ((entry.samples + 1,), (images, 2), (entry.samples, 32))
             sound &= self.tile_first[0] == 0 and not (np.diff(self.tile_first) < 0).any()
         except _DAMAGE as error:
             raise DataError(f"{path} is damaged ({error!r}). {remedy(path)}") from error
         if not sound or found != (_NAMES[dtype], [tiles, *tile_shape]):
-            raise DataError(f"{path} is damaged: it holds {found[0]} {found[1]} for {tiles:,} tiles of {entry.samples:,} samples, wanted is "
-                            f"{_NAMES[dtype]} {[tiles, *tile_shape]}. {remedy(path)}")
+            raise DataError(f"{path} is damaged: it holds {found[0]} {found[1]} for {tiles:,} tiles of {entry.samples:,} "
+                            f"samples, wanted is {_NAMES[dtype]} {[tiles, *tile_shape]}. {remedy(path)}")
 
     def tiles(self, place: int) -> int:
         """How many tiles of the sample at this place of the shard have features: all of them or none."""
@@ -155,7 +157,8 @@ class FeatureFile:
         except OSError as error:
             raise DataError(f"{self.path} cannot be read at byte {offset + done:,}: {error.strerror}") from error
         if done != len(target):
-            raise DataError(f"{self.path} ends at byte {offset + done:,}, {len(target) - done:,} bytes too early. {remedy(self.path)}")
+            raise DataError(f"{self.path} ends at byte {offset + done:,}, {len(target) - done:,} bytes too early. "
+                            f"{remedy(self.path)}")
 
     def fits(self, place: int, record: bytes, features: torch.Tensor) -> bool:
         """Whether a sample's json member and features have the hash that was taken when they were cached."""

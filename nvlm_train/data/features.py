@@ -1,7 +1,7 @@
-"""What a frozen vision encoder made of the pictures, read from beside the shards instead of computed: key, reading, what is lacking.
+"""What a frozen vision encoder made of the pictures, read from beside the shards: the key, reading, what is lacking.
 
-A file belongs to one key: a hash of everything that the features depend on, weights, precision, and how pictures become tiles. So a
-cache of something else is never opened, only told about. Text, tags and positions are made as ever; no picture is read.
+A file belongs to one key: a hash of everything that the features depend on, weights, precision, and how pictures become tiles. So
+a cache of something else is never opened, only told about. Text, tags and positions are made as ever; no picture is read.
 """
 
 import glob
@@ -66,7 +66,7 @@ def feature_key(encoder: Encoder, weights: str, dtype: torch.dtype) -> FeatureKe
         "encoder": " ".join(f"{name}={value}" for name, value in vision.items()),
         "tiling": f"version {tiling.VERSION}", "data.max_tiles": str(data.max_tiles), "data.thumbnail": str(data.thumbnail),
         "data.pack_tiles": str(data.pack_tiles), "tokens of a sample": str(encoder.max_tokens), "text": encoder.fingerprint,
-        "tokens of a picture": " ".join(f"{columns}x{rows}:{tokens}" for (columns, rows), tokens in encoder.picture_tokens().items()),
+        "tokens of a picture": " ".join(f"{grid[0]}x{grid[1]}:{tokens}" for grid, tokens in encoder.picture_tokens().items()),
     }
     return FeatureKey(parts, geometry.patches, encoder.model.vision.hidden, dtype)
 
@@ -87,20 +87,21 @@ class CachedFeatures:
     def read(self, sample: int, grids: Sequence[tuple[int, int]], out: torch.Tensor) -> Sample:
         """Fill `out`, [tiles, L, C], and return the sample without its pictures, both verified.
 
-        grids: as planned. Raises SampleRefused("changed_bytes") where `ShardFolder.read` would, DataError if the features are damaged
-        or of other grids.
+        grids: as planned. Raises SampleRefused("changed_bytes") where `ShardFolder.read` would, DataError if the features are
+        damaged or of other grids.
         """
         shard, place = self.folder.locate(sample)
         file, index = self._file(shard), self.folder.index(shard)
         cached = [tuple(grid) for grid in file.grids[index.image_first[place]:index.image_first[place + 1]].tolist()]
         if cached != list(grids) or file.tiles(place) != len(out):
-            raise DataError(f"{file.path} holds {file.tiles(place)} tiles in the grids {cached} for {self.folder.where(sample)}; planned are "
-                            f"{len(out)} in {list(grids)}. {remedy(file.path)}")
+            raise DataError(f"{file.path} holds {file.tiles(place)} tiles in the grids {cached} for {self.folder.where(sample)}; "
+                            f"planned are {len(out)} in {list(grids)}. {remedy(file.path)}")
         file.read_into(place, out)
         record = self.folder.read_record(sample)
         if not file.fits(place, record, out):
             self.folder.read(sample)    # refuses if it is the shard that changed
-            raise DataError(f"{file.path}: the features of {self.folder.where(sample)} are damaged (SHA-256 differs). {remedy(file.path)}")
+            raise DataError(f"{file.path}: the features of {self.folder.where(sample)} are damaged (SHA-256 differs). "
+                            f"{remedy(file.path)}")
         content = read_record(record)
         return Sample(index.keys[place], self.folder.source, (), content.turns, content.meta)
 

@@ -103,9 +103,8 @@ def pack_row(samples: Sequence[EncodedSample], tokens: int, pad_id: int, tile_si
              seen: np.ndarray | torch.Tensor | None = None) -> PackedBatch:
     """One row of `tokens` tokens: the samples end to end, then padding as a segment of its own. No samples: an empty row.
 
-    tile_size: pixels, for a row without tiles. seen: uint8 [n, 3, P, P], the samples' tiles, or [n, L, C], their cached features, if
-    they already lie together.
-    Raises DataError if the samples do not fit, or if one's memory is not of its tiles.
+    tile_size: pixels, for a row without tiles. seen: uint8 [n, 3, P, P], the samples' tiles, or [n, L, C], their cached features,
+    if they already lie together. Raises DataError if the samples do not fit, or if one's memory is not of its tiles.
     """
     lengths = [sample.length for sample in samples]
     used = sum(lengths)
@@ -136,7 +135,8 @@ def pack_row(samples: Sequence[EncodedSample], tokens: int, pad_id: int, tile_si
         loss_weights_T=torch.from_numpy(weights), cu_seqlens=torch.from_numpy(boundaries), tiles_nCPP=torch.from_numpy(tiles),
         tile_starts_n=torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *starts])),
         keys=tuple(sample.key for sample in samples), sources=tuple(sample.source for sample in samples),
-        reads_s4=torch.from_numpy(reads_s4), memory_tags_mG=torch.from_numpy(memory_tags_mG), features_nLC=seen if cached else None)
+        reads_s4=torch.from_numpy(reads_s4), memory_tags_mG=torch.from_numpy(memory_tags_mG),
+        features_nLC=seen if cached else None)
 
 
 def _joined(samples: Sequence[EncodedSample], tile_size: int) -> np.ndarray | torch.Tensor:
@@ -144,7 +144,8 @@ def _joined(samples: Sequence[EncodedSample], tile_size: int) -> np.ndarray | to
     features = [sample.features for sample in samples if sample.features is not None]
     tiles = np.concatenate([np.empty((0, 3, tile_size, tile_size), dtype=np.uint8), *(sample.tiles for sample in samples)])
     if features and len(tiles):
-        raise DataError(f"a row holds {len(tiles)} tiles and the cached features of {sum(map(len, features))}: it takes one or the other")
+        raise DataError(f"a row holds {len(tiles)} tiles and the cached features of {sum(map(len, features))}: it takes "
+                        "one or the other")
     return torch.cat(features) if features else tiles
 
 

@@ -99,5 +99,6 @@ def _encoded(slot: PlannedSample, encoder: Encoder, out: np.ndarray | torch.Tens
         return encoder.encode(features.read(slot.sample, slot.plan.grids, out), slot.plan, features=out)
     # It was refused when features were cached. What refused it then refuses it now, for the same reason.
     encoder.encode(slot.source.read(slot.sample), slot.plan, scratch=scratch)
-    raise DataError(f"{slot.source.folder.where(slot.sample)} was refused when its features were cached and can be read now: the shard was "
-                    f"restored. Delete its features ({features.key.name}) and cache them again, or train with data.features=off")
+    raise DataError(f"{slot.source.folder.where(slot.sample)} was refused when its features were cached and can be read now: the "
+                    f"shard was restored. Delete its features ({features.key.name}) and cache them again, or train with "
+                    "data.features=off")

@@ -5,15 +5,17 @@ ranks eight times the CPU, so the replica's first rank reads, and sends tokens t
 first stage only.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
-from nvlm_train.contracts import StepBatch
+from nvlm_train.contracts import PackedBatch, StepBatch
 from nvlm_train.errors import NvlmError, TrainingError
 from nvlm_train.parallel.groups import Groups
+
+Rows = Sequence[PackedBatch]
 
 
 def shared(batches: Iterable[StepBatch] | None, groups: Groups, device: torch.device) -> Iterator[StepBatch]:
@@ -57,19 +59,42 @@ def _without_tiles(batch: StepBatch | None) -> StepBatch | None:
 
 
 def _with_tiles(light: StepBatch, batch: StepBatch | None, groups: Groups, device: torch.device) -> StepBatch:
-    """Broadcast all rows' tiles, or their features, as bytes, over the first stage's tensor-parallel group.
+    """The light batch with its rows' tiles, or their features, from the first stage's tensor-parallel group.
 
     The rows of a step that have tiles at all have either pixels or features, all of them the same.
     """
-    shown = [row for row in light.rows if len(row.tile_starts_n)]
-    if not shown:
-        return light
-    field = "tiles_nCPP" if shown[0].features_nLC is None else "features_nLC"
-    if batch is not None:
-        sent = torch.cat([getattr(row, field) for row in batch.rows if len(row.tile_starts_n)]).to(device)
-    else:
-        kind = getattr(shown[0], field)
-        sent = torch.empty(sum(len(row.tile_starts_n) for row in shown), *kind.shape[1:], dtype=kind.dtype, device=device)
-    dist.broadcast(sent.view(torch.uint8), src=groups.model_ranks[0], group=groups.tensor_group)
-    parts = iter(sent.split([len(row.tile_starts_n) for row in shown]))
-    return replace(light, rows=[replace(row, **{field: next(parts)}) if len(row.tile_starts_n) else row for row in light.rows])
+    shown = [at for at, row in enumerate(light.rows) if len(row.tile_starts_n)]
+    full = None if batch is None else [batch.rows[at] for at in shown]
+    rows = list(light.rows)
+    send = _sent_pixels if all(row.features_nLC is None for row in rows) else _sent_features
+    for at, row in zip(shown, send([rows[at] for at in shown], full, groups, device), strict=True):
+        rows[at] = row
+    return replace(light, rows=rows)
+
+
+def _sent_pixels(light: Rows, full: Rows | None, groups: Groups, device: torch.device) -> list[PackedBatch]:
+    """All rows' tiles in one message."""
+    if not light:
+        return []
+    counts = [len(row.tile_starts_n) for row in light]
+    shape = (sum(counts), *light[0].tiles_nCPP.shape[1:])
+    tiles = _sent(None if full is None else torch.cat([row.tiles_nCPP for row in full]), shape, torch.uint8, groups, device)
+    return [replace(row, tiles_nCPP=part) for row, part in zip(light, tiles.split(counts), strict=True)]
+
+
+def _sent_features(light: Rows, full: Rows | None, groups: Groups, device: torch.device) -> list[PackedBatch]:
+    """Row by row, and back into host memory: a step's features are several times its pixels and need not fit the device."""
+    rows = []
+    for at, row in enumerate(light):
+        own, kind = None if full is None else full[at].features_nLC, row.features_nLC
+        features = _sent(own, (len(row.tile_starts_n), *kind.shape[1:]), kind.dtype, groups, device)
+        rows.append(replace(row, features_nLC=features.cpu()))
+    return rows
+
+
+def _sent(own: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype, groups: Groups,
+          device: torch.device) -> torch.Tensor:
+    """A tensor of the reading rank on every rank of its tensor-parallel group, as bytes."""
+    tensor = torch.empty(*shape, dtype=dtype, device=device) if own is None else own.to(device)
+    dist.broadcast(tensor.view(torch.uint8), src=groups.model_ranks[0], group=groups.tensor_group)
+    return tensor

@@ -1,7 +1,7 @@
 """A fingerprint of weights that does not depend on how they are split: a sum over elements, each hashed with its name and place.
 
-Every rank adds up what it holds, so nothing is gathered. An element whose bits are all zero adds nothing: the dummy heads that one
-tensor-parallel size needs and another does not (`vision.padded_heads`) leave no trace. It finds accidents, not forgeries.
+Every rank adds up what it holds, so nothing is gathered. An element whose bits are all zero adds nothing: the dummy heads that
+one tensor-parallel size needs and another does not (`vision.padded_heads`) leave no trace. It finds accidents, not forgeries.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def content_sum(sharded_state: dict, component: str) -> int:
-    """Sum over the elements of a component's main replicas on this rank, modulo 2^64. The sum of all ranks' sums names the weights."""
-    held = [shard for shard in shards(sharded_state) if shard.key.startswith(component + ".") and is_main_replica(shard.replica_id)]
-    return sum(_shard_sum(shard) for shard in held) % 2**64
+    """Sum over the elements of a component's main replicas on this rank, modulo 2^64. All ranks' sums name the weights."""
+    own = (shard for shard in shards(sharded_state) if shard.key.startswith(component + "."))
+    return sum(_shard_sum(shard) for shard in own if is_main_replica(shard.replica_id)) % 2**64
 
 
 def _shard_sum(shard: ShardedTensor) -> int:
-    """Places are counted in the whole tensor, dimension by dimension: with padding the sizes of dimensions differ between layouts."""
+    """Places are counted in the whole tensor, dimension by dimension: padding makes dimensions differ between layouts."""
     data = shard.data.detach().contiguous().view(shard.local_shape)
     *outer, last = (_steps(offset, size, factor, data.device) for offset, size, factor in
                     zip(shard.global_offset, shard.local_shape, _PLACES[:data.ndim], strict=True))

@@ -1,7 +1,8 @@
-"""`nvlm data cache-features`: what a stage's frozen vision encoder makes of every picture, stored beside the shards (docs/features.md).
+"""`nvlm data cache-features`: what a stage's frozen vision encoder makes of every picture, stored beside the shards
+(docs/features.md).
 
-The encoder comes by the way it comes to training; the rest of the model is not built. Data ranks share out the shards, and a shard
-whose file is complete is left alone, so that an interrupted job goes on where it was.
+The encoder comes by the way it comes to training; the rest of the model is not built. Data ranks share out the shards, and a
+shard whose file is complete is left alone, so that an interrupted job goes on where it was.
 """
 
 import logging
@@ -55,12 +56,12 @@ def cache_features_command(runs: Sequence[Run], engine_of: Callable[[Run], Engin
     Raises ConfigError: several stages, or one that trains the encoder. DataError: damaged data, no room, no right to write.
     """
     if len(runs) > 1:
-        raise ConfigError("features are cached for one stage at a time, since stages may cut pictures into tiles differently: add "
-                          + " or ".join(f"stage={run.stage}" for run in runs))
+        raise ConfigError("features are cached for one stage at a time, since stages may cut pictures into tiles differently: "
+                          "add " + " or ".join(f"stage={run.stage}" for run in runs))
     run = runs[0]
     if may_train(run.train.trainable, "vision"):
-        raise ConfigError(f"stage {run.stage} trains the vision encoder (train.trainable={list(run.train.trainable)}): its features change "
-                          "with every step, so there is nothing to cache")
+        raise ConfigError(f"stage {run.stage} trains the vision encoder (train.trainable={list(run.train.trainable)}): its "
+                          "features change with every step, so there is nothing to cache")
     lean = encoder_only(run)
     check_world(lean, int(os.environ.get("WORLD_SIZE", "1")))
     with closing(engine_of(lean)) as engine:
@@ -77,7 +78,8 @@ def encoder_only(run: Run) -> Run:
     language = Language(layers=1, hidden=8 * tensor, heads=tensor, kv_heads=tensor, head_dim=8, ffn=8 * tensor, vocab=8 * tensor)
     connector = Connector(shuffle=run.model.connector.shuffle, layers=1)
     model = replace(run.model, architecture="nvlm_d", connector=connector, language=language, recompute="none")
-    return replace(run, model=model, train=replace(run.train, trainable=("connector",), lr_multipliers={}), layout=Layout(tensor=tensor))
+    train = replace(run.train, trainable=("connector",), lr_multipliers={})
+    return replace(run, model=model, train=train, layout=Layout(tensor=tensor))
 
 
 def _load_encoder(run: Run, lean: Run, tokenizer: Tokenizer, engine: Engine) -> None:
@@ -88,13 +90,19 @@ def _load_encoder(run: Run, lean: Run, tokenizer: Tokenizer, engine: Engine) -> 
         load_backbones(start.checkpoint, engine, ["vision"], facts)
     else:
         load_backbones_of(lean, engine, facts)
-    log.info("%s: the encoder is that of %s", run.stage, start.checkpoint or run.model.vision.weights or "a start from random weights")
+    origin = start.checkpoint or run.model.vision.weights or "a start from random weights"
+    log.info("%s: the encoder is that of %s", run.stage, origin)
 
 
 def _cache(run: Run, encoder: Encoder, key: FeatureKey, engine: Engine) -> None:
     began = time.monotonic()
     sources: list[Source] = []
-    on_every_rank(engine, "opening the data", lambda: sources.extend(_sources(run, encoder)) if engine.reads_data else None, DataError)
+
+    def open_them() -> None:
+        if engine.reads_data:
+            sources.extend(_sources(run, encoder))
+
+    on_every_rank(engine, "opening the data", open_them, DataError)
     works = on_main(engine, "looking for cached features", lambda: _missing(sources, key), DataError)
     mine = works[engine.data_rank::engine.data_size]
     tiles = _announce(sources, mine, key, engine)
@@ -106,7 +114,8 @@ def _cache(run: Run, encoder: Encoder, key: FeatureKey, engine: Engine) -> None:
     while engine.any_rank(False):   # in step with replicas that have more to do (`encode_shard`)
         pass
     done = engine.gather_objects(progress.tiles if engine.reads_data else 0)
-    log.info("%s: %s tiles of %s shards cached in %.0f s", run.stage, f"{sum(done):,}", f"{len(works):,}", time.monotonic() - began)
+    seconds = time.monotonic() - began
+    log.info("%s: %s tiles of %s shards cached in %.0f s", run.stage, f"{sum(done):,}", f"{len(works):,}", seconds)
 
 
 def _sources(run: Run, encoder: Encoder) -> list[Source]:
@@ -140,7 +149,7 @@ def _remove_leftovers(folder: Path, key: FeatureKey) -> None:
 
 
 def _announce(sources: Sequence[Source], mine: Sequence[Work], key: FeatureKey, engine: Engine) -> int:
-    """This rank's tiles. Says what all ranks' will take, and raises DataError on every rank if that has no room, before any work."""
+    """This rank's tiles. Says what all ranks' will take; raises DataError on every rank if there is no room, before any work."""
     own: Counter[int] = Counter()      # number of a source -> tiles
 
     def count() -> Counter:
@@ -151,7 +160,8 @@ def _announce(sources: Sequence[Source], mine: Sequence[Work], key: FeatureKey, 
     total = sum(on_every_rank(engine, "planning", count, DataError), Counter())
 
     def check() -> None:
-        log.info("%s tiles of %s bytes: %s needed", f"{total.total():,}", f"{key.tile_bytes:,}", as_size(total.total() * key.tile_bytes))
+        size = as_size(total.total() * key.tile_bytes)
+        log.info("%s tiles of %s bytes: %s needed", f"{total.total():,}", f"{key.tile_bytes:,}", size)
         _check_room({sources[number].folder.path: tiles * key.tile_bytes for number, tiles in total.items()})
 
     on_main(engine, "making room for features", check, DataError)
@@ -159,17 +169,17 @@ def _announce(sources: Sequence[Source], mine: Sequence[Work], key: FeatureKey, 
 
 
 def _check_room(needed: dict[Path, int]) -> None:
-    """needed: bytes by folder; several folders may lie on one disk. Raises DataError with both numbers, or if one cannot be written to."""
+    """needed: bytes by folder; several may lie on one disk. Raises DataError with both numbers, or if one is read-only."""
     disks: dict[int, Counter] = {}
     for folder, size in needed.items():
         try:
             with tempfile.TemporaryFile(dir=folder):
                 disks.setdefault(folder.stat().st_dev, Counter())[folder] += size
         except OSError as error:
-            raise DataError(f"features cannot be written beside the shards in {folder}: {error.strerror}. Let the folder's owner cache "
-                            "them, or copy the shards to a folder of your own") from error
+            raise DataError(f"features cannot be written beside the shards in {folder}: {error.strerror}. Let the folder's owner "
+                            "cache them, or copy the shards to a folder of your own") from error
     for sizes in disks.values():
         folder, size = next(iter(sizes)), sizes.total()
         if (free := shutil.disk_usage(folder).free) < size * 1.01:      # indexes and the file system's own
-            raise DataError(f"features need {as_size(size * 1.01)}, and the disk of {folder} has {as_size(free)} free. Free some space, or "
-                            "cache fewer tiles (data.max_tiles, data.thumbnail)")
+            raise DataError(f"features need {as_size(size * 1.01)}, and the disk of {folder} has {as_size(free)} free. Free some "
+                            "space, or cache fewer tiles (data.max_tiles, data.thumbnail)")

@@ -1,6 +1,6 @@
 """One shard of pictures through the vision encoder, into its file of features.
 
-    decoder threads: samples of the shard, in order -> tiles        (refused ones are passed over, and training will refuse them too)
+    decoder threads: samples of the shard, in order -> tiles        (without refused ones, which training will refuse too)
     reading rank:    as many samples' tiles as a row may hold -> every rank of the replica (`Engine.shared`)
     all its ranks:   the encoder;  reading rank: the file
 """
@@ -67,8 +67,8 @@ def encode_shard(engine: Engine, source: Source | None, shard: int, key: Feature
                  progress: Progress) -> None:
     """Encode one shard and publish its file. Called on every rank of a replica; source: on the one that reads, None elsewhere.
 
-    most_tiles: of a batch. After each batch all replicas meet (`Engine.any_rank`), so that none is ever more than a batch ahead and no
-    later collective waits for hours. Raises DataError: the shard cannot be read, or the file not be written.
+    most_tiles: of a batch. After each batch all replicas meet (`Engine.any_rank`), so that none is ever more than a batch ahead
+    and no later collective waits for hours. Raises DataError: the shard cannot be read, or the file not be written.
     """
     if source is None:
         for batch in engine.shared(None):
@@ -88,12 +88,13 @@ def encode_shard(engine: Engine, source: Source | None, shard: int, key: Feature
 def _file(source: Source, shard: int, key: FeatureKey, most_tiles: int) -> Iterator[FeatureWriter]:
     folder = source.folder
     entry = folder.entries[shard]
-    path = folder.path / feature_file_name(entry.name, key.name)
+    path, images = folder.path / feature_file_name(entry.name, key.name), len(folder.index(shard).images)
     try:
-        with writing(path, entry, key.parts, len(folder.index(shard).images), (key.tokens, key.width), key.dtype, most_tiles) as writer:
+        with writing(path, entry, key.parts, images, (key.tokens, key.width), key.dtype, most_tiles) as writer:
             yield writer
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}. Started again, the same command goes on with this shard") from error
+        raise DataError(f"{path} cannot be written: {error.strerror or error}. Started again, the same command goes on with this "
+                        "shard") from error
 
 
 def _write(writer: FeatureWriter, source: Source, slots: Sequence[Slot], features: torch.Tensor) -> None:
@@ -140,8 +141,8 @@ def _decoded(samples: Sequence[PlannedSample], workers: Workers) -> Iterator[tup
         try:
             tiles = future.result(timeout=STALL_S)
         except TimeoutError:
-            raise DataError(f"no data: a thread has been {workers.longest()[0]} for {STALL_S:.0f} s. Is the file system that holds the shards "
-                            "answering?") from None
+            raise DataError(f"no data: a thread has been {workers.longest()[0]} for {STALL_S:.0f} s. Is the file system that "
+                            "holds the shards answering?") from None
         if tiles is not None:
             yield sample, tiles
 

@@ -31,8 +31,9 @@ class StageFeatures:
 def find_features(run: Run, tokenizer: Tokenizer, engine: Engine) -> StageFeatures:
     """Look for cached features of the training blend and of the validation sources, each for itself. A collective.
 
-    Call it once the engine has the weights that the stage starts from. `data.features=auto` takes a blend's features if every shard
-    with pictures has them, and says in one line why not. Raises DataError: a damaged file, or `require` and something is lacking.
+    Call it once the engine has the weights that the stage starts from. `data.features=auto` takes a blend's features if every
+    shard with pictures has them, and says in one line why not. Raises DataError: a damaged file, or `require` and something is
+    lacking.
     """
     if run.data.features == "off" or may_train(run.train.trainable, "vision"):
         return StageFeatures()
@@ -45,7 +46,8 @@ def find_features(run: Run, tokenizer: Tokenizer, engine: Engine) -> StageFeatur
             reason = _agreed(run, engine, name, partial(_under, key))
         if reason is None:
             found[name] = key
-            log.info("%s: data.%s: the vision encoder's features are read from beside the shards (key %s)", run.stage, name, key.name)
+            log.info("%s: data.%s: the vision encoder's features are read from beside the shards (key %s)",
+                     run.stage, name, key.name)
         elif reason != NOTHING:
             if run.data.features == "require":
                 raise DataError(f"data.features=require, and those of data.{name} cannot be read: {reason}")

@@ -162,6 +162,7 @@ def test_every_checked_key_exists():
 @pytest.mark.parametrize("trainable", ["[vision,connector]", "[vision.layers.3.*]", "['*.norm*']"])
 def test_features_of_a_trained_encoder_cannot_be_required(trainable):
     told = problems("data.features=require", f"train.trainable={trainable}")
-    assert len(told) == 1 and "trains the vision encoder, whose features change with every step: use data.features=auto" in told[0]
+    assert len(told) == 1
+    assert "trains the vision encoder, whose features change with every step: use data.features=auto" in told[0]
     assert compose([TINY, "data.features=auto", f"train.trainable={trainable}"])
     assert compose([TINY, "data.features=require", "train.trainable=[connector,'language.*.norm*']"])

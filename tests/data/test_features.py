@@ -1,4 +1,4 @@
-"""Cached features: what is written is read back verified, rows are those of the uncached loader, and what does not fit is refused."""
+"""Cached features: what is written is read back verified, rows are those of the uncached loader, what does not fit is refused."""
 
 import json
 import shutil
@@ -47,7 +47,8 @@ def cache(source: Source, key: FeatureKey = KEY) -> list[int]:
                     if plan.tiles:
                         tiles = source.encoder.encode(source.read(number), plan).tiles
                         features = see(torch.from_numpy(tiles), key.dtype)
-                        writer.add(place, slice(images[place], images[place + 1]), plan.grids, folder.read_record(number), features)
+                        own = slice(images[place], images[place + 1])
+                        writer.add(place, own, plan.grids, folder.read_record(number), features)
                 except SampleRefused:
                     refused.append(number)
                 number += 1
@@ -112,7 +113,8 @@ def test_what_is_written_is_read_back(source, dtype):
             seen += plan.tiles
     assert seen > 60
     with safe_open(file_of(source, 0, key), framework="pt") as file:     # a safetensors file like any other
-        assert file.get_tensor("features").dtype == dtype and len(file.get_tensor("features")) == file.get_tensor("tile_first")[-1]
+        features = file.get_tensor("features")
+        assert features.dtype == dtype and len(features) == file.get_tensor("tile_first")[-1]
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -122,8 +124,8 @@ def test_rows_differ_from_the_uncached_ones_in_their_tiles_alone(source, tokeniz
     with build_loader(run, tokenizer, 0, 1) as plain, build_loader(run, tokenizer, 0, 1, features=KEY) as cached:
         pairs = [(a, b) for x, y in zip(plain, cached, strict=True) for a, b in zip(x.rows, y.rows, strict=True)]
         assert plain.refused == cached.refused
-    validation = zip(validation_rows(run, tokenizer, 0, 1, 2), validation_rows(run, tokenizer, 0, 1, 2, features=KEY), strict=True)
-    for plain, cached in [*pairs, *validation]:
+    validation = [validation_rows(run, tokenizer, 0, 1, 2, features=key) for key in (None, KEY)]
+    for plain, cached in [*pairs, *zip(*validation, strict=True)]:
         if len(plain.tiles_nCPP):
             assert torch.equal(cached.features_nLC, see(plain.tiles_nCPP))
         assert len(cached.tiles_nCPP) == 0 and cached.tiles_nCPP.shape[1:] == plain.tiles_nCPP.shape[1:]
@@ -151,7 +153,7 @@ def test_the_same_slots_stay_empty_for_the_same_reasons(tmp_path, tokenizer, enc
 
 
 def test_a_restored_picture_is_not_passed_over(tmp_path, tokenizer, encoder):
-    """Refused when its features were cached, whole again since, as the index always said: neither used nor lost without a word."""
+    """Refused when its features were cached, whole again since, as the index always said: not lost without a word."""
     write_shards(tmp_path / "shards", make_samples(12))
     shard = tmp_path / "shards" / "shard-000000.tar"
     whole = shard.read_bytes()
@@ -160,7 +162,8 @@ def test_a_restored_picture_is_not_passed_over(tmp_path, tokenizer, encoder):
     flip(shard, int(source.folder.index(0).images_of(sample)[0, 0]) + 40)
     assert cache(source) == [sample]
     shard.write_bytes(whole)
-    with build_loader(make_run(tmp_path / "shards"), tokenizer, 0, 1, features=KEY) as loader, pytest.raises(DataError, match="restored"):
+    run = make_run(tmp_path / "shards")
+    with build_loader(run, tokenizer, 0, 1, features=KEY) as loader, pytest.raises(DataError, match="restored"):
         list(loader)
 
 
@@ -223,7 +226,8 @@ def test_an_interrupted_file_leaves_nothing(source):
 
 def test_what_a_folder_lacks_is_told(source):
     folder = source.folder
-    assert not any_cached(folder) and "mixed lacks them for 3 of 3 shards, the first shard-000000.tar (nvlm data" in lacking(folder, KEY)
+    assert not any_cached(folder)
+    assert "mixed lacks them for 3 of 3 shards, the first shard-000000.tar (nvlm data" in lacking(folder, KEY)
     cache(source)
     assert any_cached(folder) and lacking(folder, KEY) is None and all(is_cached(folder, shard, KEY) for shard in range(3))
     other = replace(KEY, parts={"weights": "xyz"})
@@ -247,7 +251,8 @@ def test_features_of_another_version_of_a_shard_do_not_count(source, tmp_path, e
 
 
 def test_text_needs_no_features(tmp_path, encoder, tokenizer):
-    write_shards(tmp_path / "text", [replace(sample, images=(), turns=conversation("What is it?", "Text.")) for sample in make_samples(12)])
+    texts = [replace(sample, images=(), turns=conversation("What is it?", "Text.")) for sample in make_samples(12)]
+    write_shards(tmp_path / "text", texts)
     assert lacking(ShardFolder(tmp_path / "text", "text"), KEY) is None
     with build_loader(make_run(tmp_path / "text"), tokenizer, 0, 1, features=KEY) as loader:
         assert all(row.features_nLC is None and not len(row.tiles_nCPP) for step in loader for row in step.rows)
@@ -270,9 +275,11 @@ def test_the_key_changes_with_everything_that_features_depend_on(tokenizer):
     base = key()
     assert (base.tokens, base.width, base.tile_bytes) == (16, 3200, 16 * 3200 * 4)
     vision = replace(small_model().vision, norm_eps=1e-5)
-    others = {"weights": key(weights="abd"), "precision": key(dtype=torch.bfloat16), "encoder": key(replace(small_model(), vision=vision)),
-              "data.max_tiles": key(max_tiles=4), "data.thumbnail": key(thumbnail=False), "data.pack_tiles": key(pack_tiles=13),
-              "tokens of a sample": key(max_tokens=199), "text": key(format="pretrain"), "tokens of a picture": key(small_model("nvlm_x"))}
+    others = {"weights": key(weights="abd"), "precision": key(dtype=torch.bfloat16),
+              "encoder": key(replace(small_model(), vision=vision)), "data.max_tiles": key(max_tiles=4),
+              "data.thumbnail": key(thumbnail=False), "data.pack_tiles": key(pack_tiles=13),
+              "tokens of a sample": key(max_tokens=199), "text": key(format="pretrain"),
+              "tokens of a picture": key(small_model("nvlm_x"))}
     assert len({other.name for other in others.values()} | {base.name}) == len(others) + 1
     assert all(part in base.differences(other.parts) for part, other in others.items())
     named = replace(small_model(), vision=replace(small_model().vision, weights="elsewhere", layer_scale_init=7.0))

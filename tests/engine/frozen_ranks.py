@@ -19,7 +19,8 @@ def main() -> None:
     out, recipe, sizes = sys.argv[1:]
     found = {}
     for tensor in map(int, sizes.split(",")):
-        overrides = [f"recipe={recipe}", "stage=pretrain", "run.device=cpu", "model.language.kv_heads=4", f"layout.tensor={tensor}"]
+        overrides = [f"recipe={recipe}", "stage=pretrain", "run.device=cpu", "model.language.kv_heads=4",
+                     f"layout.tensor={tensor}"]
         pipelined = ["layout.pipeline=2"] if tensor == 2 else []
         for name, run in (("whole", compose([*overrides, *pipelined])[0]), ("encoder", encoder_only(compose(overrides)[0]))):
             with closing(build_engine(run)) as engine:

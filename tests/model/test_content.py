@@ -47,7 +47,8 @@ def test_padding_with_zeros_leaves_no_trace(axis):
 
 def test_only_main_replicas_of_the_component_count():
     alone = content_sum(state(whole(WEIGHT)), "vision")
-    others = [whole(WEIGHT, replica=1), whole(WEIGHT, replica=(0, 1, 0)), whole(WEIGHT, "connector.weight"), whole(WEIGHT, "visionary.w")]
+    others = [whole(WEIGHT, replica=1), whole(WEIGHT, replica=(0, 1, 0)), whole(WEIGHT, "connector.weight"),
+              whole(WEIGHT, "visionary.w")]
     assert content_sum(state(whole(WEIGHT, replica=(0, 0, 0)), *others), "vision") == alone
 
 
@@ -74,7 +75,8 @@ def test_equal_values_at_different_places_do_not_cancel():
 
 
 def test_chunks_change_nothing(monkeypatch):
-    tensors = [whole(torch.randn(7, 3, 5, 4), "vision.a"), whole(torch.randn(9), "vision.b"), whole(torch.randn(1, 6, 5), "vision.c")]
+    shapes = {"vision.a": (7, 3, 5, 4), "vision.b": (9,), "vision.c": (1, 6, 5)}
+    tensors = [whole(torch.randn(shape), key) for key, shape in shapes.items()]
     once = content_sum(state(*tensors), "vision")
     for size in (1, 8, 13):
         monkeypatch.setattr(content, "CHUNK", size)

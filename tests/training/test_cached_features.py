@@ -60,8 +60,8 @@ def cache(*settings):
 
 
 def train(run_dir, *settings):
-    train_all(compose([*(settings[:1] if settings and settings[0].startswith("recipe=") else TINY[:1]), *STAGE, f"run.dir={run_dir}",
-                       *(word for word in settings if not word.startswith("recipe="))]))
+    recipe = () if settings and settings[0].startswith("recipe=") else TINY[:1]
+    train_all(compose([*recipe, *STAGE, f"run.dir={run_dir}", *settings]))
     return read_rows(run_dir / "metrics.jsonl")
 
 
@@ -71,7 +71,7 @@ def files(data):
 
 @pytest.mark.parametrize("recipe", ["nvlm_d_tiny", "nvlm_x_tiny", "nvlm_h_tiny"])
 def test_reading_features_changes_nothing(recipe, data, tmp_path, said):
-    """To the bounds of `tests/parity/test_cached_layouts.py`, which says why. X and H with open gates: closed ones hide the pictures."""
+    """To the bounds of `tests/parity/test_cached_layouts.py`, which says why. Gates are open: closed ones hide the pictures."""
     settings = (f"recipe={recipe}", *([] if recipe == "nvlm_d_tiny" else [OPEN]))
     computed = train(tmp_path / "computed", *settings)
     assert "data.blend: no cached features, the vision encoder runs: images has none (nvlm data cache-features" in said.text
@@ -125,7 +125,7 @@ def test_features_of_other_settings_or_weights_are_told_and_not_used(tmp_path, s
     train(tmp_path / "b", "train.steps=1", "train.seed=7")
     assert "is of something else: weights is" in said.text
     assert "are read from beside" not in said.text
-    with pytest.raises(DataError, match="data.features=require, and those of data.blend cannot be read: images lacks them for 1 of 1"):
+    with pytest.raises(DataError, match="=require, and those of data.blend cannot be read: images lacks them for 1 of 1 shards"):
         train(tmp_path / "c", "train.steps=1", "train.seed=7", "data.features=require")
 
 
@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_any_work(data, monke
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(cache_features.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(DataError, match=r"features cannot be written beside the shards in .*: Permission denied. Let the folder's owner"):
+    with pytest.raises(DataError, match=r"cannot be written beside the shards in .*: Permission denied. Let the folder's owner"):
         cache()
     assert not files(data)
 

@@ -11,8 +11,9 @@ import pytest
 def test_the_benchmark_runs_and_both_ways_agree(tmp_path):
     result = tmp_path / "result.json"
     smaller = ["model.vision.layers=2", "model.language.layers=2", "model.language.hidden=96", "model.vision.hidden=64"]
-    run = subprocess.run([sys.executable, "-m", "benchmarks.features", "--steps", "3", "--batch", "4", "--samples", "12", "--rounds", "1",
-                          "--json", str(result), *smaller, "run.device=cpu"], capture_output=True, text=True, timeout=240, check=False)
+    sizes = ["--steps", "3", "--batch", "4", "--samples", "12", "--rounds", "1"]
+    run = subprocess.run([sys.executable, "-m", "benchmarks.features", *sizes, "--json", str(result), *smaller, "run.device=cpu"],
+                         capture_output=True, text=True, timeout=240, check=False)
     assert run.returncode == 0, run.stderr
     found = json.loads(result.read_text())
     assert json.loads(run.stdout.splitlines()[-1]) == found
