@@ -5,11 +5,13 @@ import os
 import shutil
 import time
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 from training_fakes import FakeEngine
 
 from data_prep import tiny
+from data_prep.shards import write_shards
 from nvlm_train import cli
 from nvlm_train.config.compose import compose
 from nvlm_train.config.rules import problems
@@ -20,6 +22,7 @@ from nvlm_train.training import cache_features, encode_shards
 from nvlm_train.training.cache_features import cache_features_command
 from nvlm_train.training.logs import read_rows
 from nvlm_train.training.stages import train_all
+from tests.data.data_toys import conversation, make_samples
 from tests.parity.test_layouts import LOSS, NORM, OPEN, differences
 from tests.parity.train_ranks import RATES
 
@@ -181,6 +184,35 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_any_work(data, monke
     with pytest.raises(DataError, match=r"cannot be written beside the shards in .*: Permission denied. Let the folder's owner"):
         cache()
     assert not files(data)
+
+
+def test_what_is_refused_at_caching_is_refused_in_training(tmp_path, said):
+    """Pictures that break off, text too long for a row, text alone: the same slots stay empty, for the same reasons."""
+    samples = make_samples(24)
+    for number in (4, 7, 10):
+        samples[number] = replace(samples[number], images=tuple(image[:len(image) // 2] for image in samples[number].images))
+    samples[13] = replace(samples[13], turns=conversation("Why? " * 300, "No."))
+    write_shards(tmp_path / "shards", samples, samples_per_shard=10)
+    own = (f"data.blend={{mixed:{{path:{tmp_path}/shards}}}}", "data.max_refused=1")
+    cache(*TINY, *own)
+    assert said.text.count("gets no features, training will refuse it too: broken_image") == 3
+    for name in ("require", "off"):
+        train(tmp_path / name, *own, f"data.features={name}")
+    records = [(tmp_path / name / "samples.jsonl").read_bytes() for name in ("require", "off")]
+    assert records[0] == records[1]
+    reasons = [reason for row in read_rows(tmp_path / "off" / "samples.jsonl") for reason in row["refused"].values()]
+    assert set(reasons) == {"broken_image", "too_long"} and len(reasons) >= 6
+
+
+def test_a_file_system_that_does_not_answer_is_named(monkeypatch):
+    def hang(sample, worker):
+        worker.note("reading picture 7 of a.tar")
+        time.sleep(1.5)
+
+    monkeypatch.setattr(encode_shards, "_tiles", hang)
+    monkeypatch.setattr(encode_shards, "STALL_S", 0.3)
+    with pytest.raises(DataError, match="no data: a thread has been reading picture 7 of a.tar for 0 s. Is the file system that"):
+        cache()
 
 
 def test_a_disk_that_fills_up_meanwhile_leaves_no_half_file(data, monkeypatch):
