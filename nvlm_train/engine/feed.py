@@ -88,7 +88,7 @@ def _sent_features(light: Rows, full: Rows | None, groups: Groups, device: torch
     for at, row in enumerate(light):
         own, kind = None if full is None else full[at].features_nLC, row.features_nLC
         features = _sent(own, (len(row.tile_starts_n), *kind.shape[1:]), kind.dtype, groups, device)
-        rows.append(replace(row, features_nLC=features.cpu()))
+        rows.append(replace(row, features_nLC=features.cpu() if own is None else own))
     return rows
 
 
