@@ -131,10 +131,24 @@ def _compare(words: list[str], flags: set[str]) -> int:
 
 
 def _data(words: list[str], flags: set[str]) -> int:
+    if words[:1] == ["cache-features"]:
+        if flags:
+            raise ConfigError(f"{' '.join(sorted(flags))}: cache-features has no flags")
+        return _cache_features(words[1:])
     if len(words) != 2 or words[0] != "audit":
-        raise ConfigError(f"nvlm data audit RUN is the form, got: nvlm data {' '.join(words)}".rstrip())
+        raise ConfigError("nvlm data audit RUN and nvlm data cache-features recipe=… stage=… are the forms, got: "
+                          f"nvlm data {' '.join(words)}".rstrip())
     from nvlm_train.training.audit import audit_command
     return audit_command(Path(words[1]), as_json="--json" in flags)
+
+
+def _cache_features(words: list[str]) -> int:
+    runs = _compose(words)
+    _log_to_stderr()
+    from nvlm_train.training.cache_features import cache_features_command
+    cache_features_command(runs)
+    _leave_job()
+    return 0
 
 
 def _leave_job() -> None:
@@ -254,10 +268,13 @@ VERBS = {
                     "Started again, it goes on: what is trained and asked already is left alone. What must be the same in all\n"
                     "designs, and how to read the page: docs/comparison.md.\n\n--dry-run says what would be trained, and stops.",
                     ("--dry-run",)),
-    "data": Verb(_data, "prove what a run was trained on",
+    "data": Verb(_data, "prove what a run was trained on, cache what a frozen encoder sees",
                  "nvlm data audit RUN compares the samples that a run recorded with its plan, slot by slot: each sample used exactly\n"
-                 "as often as planned, whatever was killed and resumed in between. Exit code 1 if anything differs. Preparing data is\n"
-                 "another program: python -m data_prep", ("--json",)),
+                 "as often as planned, whatever was killed and resumed in between. Exit code 1 if anything differs.\n\n"
+                 "nvlm data cache-features recipe=NAME stage=STAGE key=value … stores what the stage's frozen vision encoder\n"
+                 "makes of every picture beside the shards, under the settings that nvlm train would get; training then reads\n"
+                 "it and gets the same losses (docs/features.md). Under torchrun the processes share out the shards.\n\n"
+                 "Preparing data is another program: python -m data_prep", ("--json",)),
     "generate": Verb(_generate, "ask a checkpoint about pictures",
                      f"{_CHECKPOINT}\nimage=FILE (several times for several pictures) prompt=\"…\" eval.max_new_tokens=N",
                      ("--json",)),

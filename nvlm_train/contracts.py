@@ -4,6 +4,7 @@ Shape legend, used as name suffixes everywhere:
     T  tokens of one packed row (a fixed budget, `data.pack_tokens`)     H  hidden width of the language model
     N  tiles of one packed row, padded to `data.pack_tiles`              n  tiles really present (n <= N)
     S  samples packed into one row                                       V  vocabulary      C,P  channels, pixels
+    L  patches of a tile, as the vision encoder gives them (before the pixel shuffle), each C wide
     m  tiles that are cross-attention memory (m <= n)                    M  tokens of that memory
 A row is one micro-batch: Megatron sees a batch of one sequence of T tokens.
 """
@@ -68,6 +69,7 @@ class EncodedSample:
     tiles:        uint8 [n, 3, P, P], all images' tiles in order, a thumbnail last in its image
     tile_starts:  int64 [n], position in `tokens` of the first of each tile's visual tokens; -1 for a tile of `memory`
     memory:       who reads the tiles that are not in the sequence; None if all are (NVLM-D, text)
+    features:     [n, L, C], the tiles as a frozen encoder saw them, in the compute dtype; `tiles` is empty then. None: not cached
     """
 
     key: str
@@ -77,6 +79,7 @@ class EncodedSample:
     tiles: np.ndarray
     tile_starts: np.ndarray
     memory: TileMemory | None = None
+    features: torch.Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -93,6 +96,7 @@ class PackedBatch:
     loss_weights_T:  float32, 0 for padding, prompts, visual tokens and the last token of each sample.
     cu_seqlens:      int32 [segments + 1], from 0 to T. Attention never crosses a boundary. Padding is a segment of its own.
     tiles_nCPP:      uint8 [n, 3, P, P], only real tiles; n may be 0. Normalised on the device.
+    features_nLC:    what a frozen encoder makes of the tiles, in the compute dtype; `tiles_nCPP` is empty then. None: not cached.
     tile_starts_n:   int64, row position of the first visual token of each tile; -1 for the m tiles that are cross-attention memory.
     reads_s4:        int64, who reads what: the tokens [start, end) of the row read the memory tiles [first, last), numbered 0 to m - 1.
                      The token ranges ascend and never overlap; tokens in none of them read nothing. The tile ranges may overlap.
@@ -111,6 +115,7 @@ class PackedBatch:
     sources: tuple[str, ...] = ()
     reads_s4: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 4, dtype=torch.long))
     memory_tags_mG: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
+    features_nLC: torch.Tensor | None = None
 
     @property
     def real_tokens(self) -> int:

@@ -1,4 +1,8 @@
-"""Which decoder layers hold gated cross-attention. The one home of this rule: model, rules and accounting all ask here."""
+"""Which decoder layers hold gated cross-attention, and which components a pattern may train. The one home of both: model, rules
+and accounting all ask here."""
+
+import re
+from collections.abc import Iterable
 
 from nvlm_train.config.schema import Model
 
@@ -14,3 +18,14 @@ def cross_layers(model: Model) -> tuple[int, ...]:
     if cross.layers is not None:
         return tuple(sorted(cross.layers))
     return tuple(layer for layer in range(model.language.layers) if (layer + 1) % cross.every == 0)
+
+
+def may_train(patterns: Iterable[str], component: str) -> bool:
+    """Whether one of `train.trainable`'s patterns names the component or a part of it, or may match a parameter of it."""
+    return any(_may_reach(pattern, component) for pattern in patterns)
+
+
+def _may_reach(pattern: str, component: str) -> bool:
+    before = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    wild = before != pattern
+    return before == component or before.startswith(f"{component}.") or (wild and component.startswith(before))

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from nvlm_train.config.cross_rules import CROSS_RULES
+from nvlm_train.config.layers import may_train
 from nvlm_train.config.schema import Run, Source
 from nvlm_train.config.typed import suggestion
 from nvlm_train.errors import ConfigError
@@ -31,6 +32,7 @@ CHOICES = {
     "train.schedule": ("cosine", "constant"),
     "data.format": ("pretrain", "chat"),
     "data.weigh_by": ("samples", "tokens"),
+    "data.features": ("auto", "off", "require"),
     "run.wandb": ("off", "offline", "online"),
     "run.device": ("auto", "cpu", "cuda"),
 }
@@ -147,6 +149,13 @@ def trained_parts(run: Run) -> Iterator[str]:
     for name, factor in run.train.lr_multipliers.items():
         if factor < 0:
             yield f"train.lr_multipliers.{name}={factor} must be at least 0"
+
+
+def cached_features(run: Run) -> Iterator[str]:
+    """What an encoder made of a tile is worth keeping only while the encoder stays as it is."""
+    if run.data.features == "require" and may_train(run.train.trainable, "vision"):
+        yield (f"data.features=require, but train.trainable={list(run.train.trainable)} trains the vision encoder, whose "
+               "features change with every step: use data.features=auto, or leave vision out of train.trainable")
 
 
 def tile_geometry(run: Run) -> Iterator[str]:
@@ -291,6 +300,6 @@ def setting(run: Run, key: str) -> Any:
 
 
 RULES: tuple[Rule, ...] = (
-    amounts, choices, not_yet, model_shapes, tile_geometry, trained_parts, learning_rate, token_budgets, tile_budgets, blend,
-    tensor_layout, pipeline_layout, run_directory, *CROSS_RULES,
+    amounts, choices, not_yet, model_shapes, tile_geometry, trained_parts, cached_features, learning_rate, token_budgets,
+    tile_budgets, blend, tensor_layout, pipeline_layout, run_directory, *CROSS_RULES,
 )

@@ -144,6 +144,7 @@ class Data:
     cache_dir: str | None = None    # default: nvlm_train in the user's cache folder
     workers: int = 2            # decoding threads; 0: the thread that plans decodes too
     prefetch: int = 2           # steps ahead
+    features: str = "auto"      # of a frozen encoder, cached beside the shards: auto (used if all are there) | off | require
     max_refused: float = 0.05   # share of refused samples (after the first 100 slots) that stops the run
 
 

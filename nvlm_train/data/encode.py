@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
 
 from nvlm_train.config import schema
 from nvlm_train.contracts import EncodedSample, Sample, Turn
@@ -104,20 +105,26 @@ class Encoder:
         raise SampleRefused("too_long", f"{tokens:,} tokens ({text_tokens:,} of text, {tiles} tiles){kept}, the limit is "
                                         f"{self.max_tokens:,} (data.max_tokens, data.pack_tokens)")
 
+    def picture_tokens(self) -> dict[Grid, int]:
+        """Tokens that a picture of each allowed grid adds to a sample."""
+        return {grid: len(self._layout_of(grid).tokens) for grid in allowed_grids(self.data.max_tiles)}
+
     # Encoding
 
     def encode(self, sample: Sample, plan: Plan | None = None, out: np.ndarray | None = None,
-               scratch: Scratch | None = None) -> EncodedSample:
+               scratch: Scratch | None = None, features: torch.Tensor | None = None) -> EncodedSample:
         """Encode a sample for training.
 
         plan: from `plan`; made from the pictures' headers if not given. out: uint8 [plan.tiles, 3, P, P] to write the tiles to.
+        features: [plan.tiles, L, C], cached: the sample needs a plan and no pictures then, and no tiles are made.
         Raises SampleRefused (broken_image, image_too_large, placeholder_mismatch, nothing_supervised, too_long, ...), DataError if
         the text does not have the length that the plan was made for.
         """
-        pieces = self._pieces(chat.render(sample.turns, len(sample.images), self.data.format, self.data.system_prompt))
+        pictures = len(sample.images) if features is None else len(plan.grids)
+        pieces = self._pieces(chat.render(sample.turns, pictures, self.data.format, self.data.system_prompt))
         chat.require_answer(sample.turns)
         plan = plan or self.plan(_count(pieces), [image_size(image) for image in sample.images])
-        return self._assemble(sample, pieces, plan, out, scratch)
+        return self._assemble(sample, pieces, plan, out, scratch, features)
 
     def encode_prompt(self, sample: Sample, reserve: int = 0, scratch: Scratch | None = None) -> EncodedSample:
         """Encode what a model is given before the last assistant turn, for generation; loss weights are all 0.
@@ -182,7 +189,7 @@ class Encoder:
         return pieces
 
     def _assemble(self, sample: Sample, pieces: list[_Piece], plan: Plan, out: np.ndarray | None,
-                  scratch: Scratch | None) -> EncodedSample:
+                  scratch: Scratch | None, features: torch.Tensor | None = None) -> EncodedSample:
         layouts = [self._layout_of(grid) for grid in plan.grids]
         tokens = np.empty(plan.tokens, dtype=np.int64)
         weights = np.zeros(plan.tokens, dtype=np.float32)
@@ -200,9 +207,11 @@ class Encoder:
             weights[at:at + len(ids)] = 1.0 if piece.learned else 0.0
             at += len(ids)
         starts = [shift_starts(layout.tile_starts, place) for layout, place in zip(layouts, places, strict=True)]
-        return EncodedSample(sample.key, sample.source, tokens, weights, self._tiles(sample, plan, out, scratch),
+        size = self.geometry.tile_size
+        tiles = self._tiles(sample, plan, out, scratch) if features is None else np.empty((0, 3, size, size), dtype=np.uint8)
+        return EncodedSample(sample.key, sample.source, tokens, weights, tiles,
                              np.concatenate([np.empty(0, dtype=np.int64), *starts]),
-                             join_memory([layout.memory for layout in layouts], places))
+                             join_memory([layout.memory for layout in layouts], places), features)
 
     def _tiles(self, sample: Sample, plan: Plan, out: np.ndarray | None, scratch: Scratch | None) -> np.ndarray:
         size = self.geometry.tile_size

@@ -21,6 +21,7 @@ from nvlm_train.contracts import PackedBatch, Slot, StepBatch
 from nvlm_train.data import segments
 from nvlm_train.data.ahead import Ahead
 from nvlm_train.data.encode import Encoder
+from nvlm_train.data.features import FeatureKey
 from nvlm_train.data.order import BlendSource, Pick
 from nvlm_train.data.permutation import key_of, permuted
 from nvlm_train.data.planning import PlannedSample, build_row, plan_slots
@@ -176,15 +177,16 @@ def build_plan(run: Run, sources: Sequence[Source], history: Sequence[Mapping] =
 
 
 def build_loader(run: Run, tokenizer: Tokenizer, rank: int, size: int, start: int = 0, multiple: int = 1,
-                 stall_s: float = STALL_S, history: Sequence[Mapping] = ()) -> StepLoader:
+                 stall_s: float = STALL_S, history: Sequence[Mapping] = (), features: FeatureKey | None = None) -> StepLoader:
     """The loader of one stage for data rank `rank` of `size`, from slot `start` to the end of the stage.
 
     multiple: rows per rank are a multiple of it (an interleaved pipeline needs that). stall_s: seconds that reading one sample may
-    take before the run stops with an error. history: as for `build_plan`. Raises ConfigError, DataError.
+    take before the run stops with an error. history: as for `build_plan`. features: of the cache that stands in for
+    pictures. Raises ConfigError, DataError.
     """
     encoder = Encoder(run.model, run.data, tokenizer)
     cache = cache_of(run.data)
-    sources = open_sources(run.data.blend, encoder, cache=cache)
+    sources = open_sources(run.data.blend, encoder, cache=cache, features=features)
     return StepLoader(build_plan(run, sources, history, start), sources, encoder, global_batch=run.train.global_batch, rank=rank, size=size,
                       start=start, end=run.train.steps * run.train.global_batch, multiple=multiple, stall_s=stall_s, cache=cache)
 
@@ -203,7 +205,8 @@ class ValidationRows(Sequence[PackedBatch]):
         return build_row(self._rows[row], self._encoder, self._scratch)[0]
 
 
-def validation_rows(run: Run, tokenizer: Tokenizer, rank: int, size: int, limit: int, multiple: int = 1) -> Sequence[PackedBatch]:
+def validation_rows(run: Run, tokenizer: Tokenizer, rank: int, size: int, limit: int, multiple: int = 1,
+                    features: FeatureKey | None = None) -> Sequence[PackedBatch]:
     """Rows of `data.validation` for one data rank: equally many on every rank, the same samples whatever `size` is.
 
     limit: samples in units of `train.global_batch`, shared evenly among the sources; none is taken twice. A source with more gives a
@@ -212,7 +215,7 @@ def validation_rows(run: Run, tokenizer: Tokenizer, rank: int, size: int, limit:
     encoder = Encoder(run.model, run.data, tokenizer)
     if not run.data.validation:
         return ValidationRows([], encoder)
-    sources = open_sources(run.data.validation, encoder, "data.validation")
+    sources = open_sources(run.data.validation, encoder, "data.validation", features=features)
     share = max(1, limit * run.train.global_batch // len(sources))
     picks = [Pick(number, permuted(k, len(source), key_of("validation", source.name)), 0)
              for number, source in enumerate(sources) for k in range(min(share, len(source)))]

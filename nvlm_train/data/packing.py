@@ -99,11 +99,12 @@ def assign(costs: Sequence[Cost], max_tokens: int, max_tiles: int, ranks: int, m
     return deal(rows, costs, ranks, multiple)
 
 
-def pack_row(samples: Sequence[EncodedSample], tokens: int, pad_id: int, tile_size: int, tiles: np.ndarray | None = None) -> PackedBatch:
+def pack_row(samples: Sequence[EncodedSample], tokens: int, pad_id: int, tile_size: int,
+             seen: np.ndarray | torch.Tensor | None = None) -> PackedBatch:
     """One row of `tokens` tokens: the samples end to end, then padding as a segment of its own. No samples: an empty row.
 
-    tile_size: pixels, for a row without tiles. tiles: uint8 [n, 3, P, P], the samples' tiles if they already lie together.
-    Raises DataError if the samples do not fit, or if one's memory is not of its tiles.
+    tile_size: pixels, for a row without tiles. seen: uint8 [n, 3, P, P], the samples' tiles, or [n, L, C], their cached features,
+    if they already lie together. Raises DataError if the samples do not fit, or if one's memory is not of its tiles.
     """
     lengths = [sample.length for sample in samples]
     used = sum(lengths)
@@ -124,15 +125,28 @@ def pack_row(samples: Sequence[EncodedSample], tokens: int, pad_id: int, tile_si
         at = end
     positions[at:] = np.arange(tokens - at)
     boundaries = np.cumsum([0, *lengths, *([tokens - used] if used < tokens else [])], dtype=np.int32)
-    if tiles is None:
-        tiles = np.concatenate([np.empty((0, 3, tile_size, tile_size), dtype=np.uint8), *(sample.tiles for sample in samples)])
+    if seen is None:
+        seen = _joined(samples, tile_size)
+    cached = isinstance(seen, torch.Tensor)
+    tiles = np.empty((0, 3, tile_size, tile_size), dtype=np.uint8) if cached else seen
     reads_s4, memory_tags_mG = _memory_of(samples)
     return PackedBatch(
         tokens_T=torch.from_numpy(row), positions_T=torch.from_numpy(positions), labels_T=torch.from_numpy(labels),
         loss_weights_T=torch.from_numpy(weights), cu_seqlens=torch.from_numpy(boundaries), tiles_nCPP=torch.from_numpy(tiles),
         tile_starts_n=torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *starts])),
         keys=tuple(sample.key for sample in samples), sources=tuple(sample.source for sample in samples),
-        reads_s4=torch.from_numpy(reads_s4), memory_tags_mG=torch.from_numpy(memory_tags_mG))
+        reads_s4=torch.from_numpy(reads_s4), memory_tags_mG=torch.from_numpy(memory_tags_mG),
+        features_nLC=seen if cached else None)
+
+
+def _joined(samples: Sequence[EncodedSample], tile_size: int) -> np.ndarray | torch.Tensor:
+    """The samples' tiles in one array, or their cached features; a row has one or the other."""
+    features = [sample.features for sample in samples if sample.features is not None]
+    tiles = np.concatenate([np.empty((0, 3, tile_size, tile_size), dtype=np.uint8), *(sample.tiles for sample in samples)])
+    if features and len(tiles):
+        raise DataError(f"a row holds {len(tiles)} tiles and the cached features of {sum(map(len, features))}: it takes "
+                        "one or the other")
+    return torch.cat(features) if features else tiles
 
 
 def _memory_of(samples: Sequence[EncodedSample]) -> tuple[np.ndarray, np.ndarray]:

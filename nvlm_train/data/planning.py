@@ -5,15 +5,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from nvlm_train.config import schema
-from nvlm_train.contracts import PackedBatch, Slot
+from nvlm_train.contracts import EncodedSample, PackedBatch, Sample, Slot
 from nvlm_train.data.encode import Encoder, Plan
 from nvlm_train.data.order import Pick
 from nvlm_train.data.packing import Cost, assign, pack_row
 from nvlm_train.data.sources import Source
 from nvlm_train.data.tiling import Scratch
-from nvlm_train.errors import SampleRefused
+from nvlm_train.errors import DataError, SampleRefused
 
 log = logging.getLogger(__name__)
 
@@ -58,24 +59,56 @@ def plan_slots(picks: Iterable[tuple[int, Pick]], sources: Sequence[Source], dat
 
 def build_row(row: Sequence[PlannedSample], encoder: Encoder, scratch: Scratch,
               note: Callable[[str], None] = lambda text: None) -> tuple[PackedBatch, list[Slot]]:
-    """Read, decode and pack one planned row; `note` is told what is being read.
+    """Read, decode (or take from the feature cache) and pack one planned row; `note` is told what is being read.
 
     A sample refused only now (a damaged picture) leaves its slot empty and its place in the row to padding; no other sample moves
     to another row. Raises DataError.
     """
     size = encoder.geometry.tile_size
-    tiles = np.empty((sum(slot.plan.tiles for slot in row), 3, size, size), dtype=np.uint8)
+    seen = _room(row, size)
     encoded, slots, at = [], [], 0
-    reads = [slot.source.start(slot.sample) for slot in row]    # remote samples travel side by side
+    reads = [_start(slot) for slot in row]      # remote samples travel side by side
     for slot, read in zip(row, reads, strict=True):
         note(f"reading {slot.source.folder.where(slot.sample)}")
-        out = tiles[at:at + slot.plan.tiles]
+        out = seen[at:at + slot.plan.tiles]
         at += slot.plan.tiles
         try:
-            encoded.append(encoder.encode(read(), slot.plan, out, scratch))
+            encoded.append(_encoded(slot, read, encoder, out, scratch))
             slots.append(Slot(slot.n, slot.source.key(slot.sample), slot.source.name))
         except SampleRefused as error:
             slots.append(_empty_slot(slot.n, slot.source, slot.sample, error))
     complete = len(encoded) == len(row)
-    packed = pack_row(encoded, encoder.data.pack_tokens, encoder.tokenizer.pad_id, size, tiles if complete else None)
+    packed = pack_row(encoded, encoder.data.pack_tokens, encoder.tokenizer.pad_id, size, seen if complete else None)
     return packed, slots
+
+
+def _room(row: Sequence[PlannedSample], tile_size: int) -> np.ndarray | torch.Tensor:
+    """Where a row's tiles go, or their cached features."""
+    tiles = sum(slot.plan.tiles for slot in row)
+    if not tiles or row[0].source.features is None:
+        return np.empty((tiles, 3, tile_size, tile_size), dtype=np.uint8)
+    key = row[0].source.features.key
+    return torch.empty(tiles, key.tokens, key.width, dtype=key.dtype)
+
+
+def _start(slot: PlannedSample) -> Callable[[], Sample] | None:
+    """Begin to read a sample's bytes; None if its features are cached, which are read later."""
+    features = slot.source.features
+    if features is not None and slot.plan.tiles and features.holds(slot.sample):
+        return None
+    return slot.source.start(slot.sample)
+
+
+def _encoded(slot: PlannedSample, read: Callable[[], Sample] | None, encoder: Encoder, out: np.ndarray | torch.Tensor,
+             scratch: Scratch) -> EncodedSample:
+    """One sample, its tiles or features in `out`. read: from `_start`."""
+    features = slot.source.features
+    if read is None:
+        return encoder.encode(features.read(slot.sample, slot.plan.grids, out), slot.plan, features=out)
+    if features is None or not slot.plan.tiles:
+        return encoder.encode(read(), slot.plan, out if slot.plan.tiles else None, scratch)
+    # It was refused when features were cached. What refused it then refuses it now, for the same reason.
+    encoder.encode(read(), slot.plan, scratch=scratch)
+    raise DataError(f"{slot.source.folder.where(slot.sample)} was refused when its features were cached and can be read now: the "
+                    f"shard was restored. Delete its features ({features.key.name}) and cache them again, or train with "
+                    "data.features=off")

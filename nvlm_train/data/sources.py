@@ -10,6 +10,7 @@ from nvlm_train.config import schema
 from nvlm_train.contracts import Sample
 from nvlm_train.data.counts import TextCounts
 from nvlm_train.data.encode import Encoder, Plan
+from nvlm_train.data.features import CachedFeatures, FeatureKey
 from nvlm_train.data.permutation import key_of, permuted_all
 from nvlm_train.data.shard_cache import ShardCache
 from nvlm_train.data.shards import ShardFolder
@@ -21,10 +22,14 @@ _MEASURED = 2000    # samples: the mean of lengths that vary as much as they are
 class Source:
     """One folder of shards under its name in the blend. Safe in several threads."""
 
-    def __init__(self, name: str, folder: ShardFolder, encoder: Encoder):
-        """Counts the folder's text tokens if that has not been done for this tokenizer and template (see `counts`)."""
+    def __init__(self, name: str, folder: ShardFolder, encoder: Encoder, features: FeatureKey | None = None):
+        """Counts the folder's text tokens if that has not been done for this tokenizer and template (see `counts`).
+
+        features: of the cache that stands in for pictures; None: pictures are read.
+        """
         self.name, self.folder, self.encoder = name, folder, encoder
         self.counts = TextCounts(folder, encoder)
+        self.features = CachedFeatures(folder, features) if features else None
 
     def __len__(self) -> int:
         return len(self.folder)
@@ -51,8 +56,12 @@ class Source:
                             "length for it: see why with python -m data_prep check, or leave the source out")
         return float(np.mean(tokens))
 
+    def read(self, sample: int) -> Sample:
+        """The sample's bytes, verified. Raises SampleRefused or DataError as `ShardFolder.read`."""
+        return self.folder.read(sample)
+
     def start(self, sample: int) -> Callable[[], Sample]:
-        """Begin to read; the result gives the sample, verified. It raises SampleRefused or DataError as `ShardFolder.read`."""
+        """Begin to read; the result gives what `read` gives."""
         return self.folder.start(sample)
 
 
@@ -70,15 +79,15 @@ def cache_of(data: schema.Data) -> ShardCache:
     return ShardCache(Path(data.cache_dir) if data.cache_dir else None, int(data.cache_gb * 1e9))
 
 
-def open_sources(blend: Mapping[str, schema.Source], encoder: Encoder, setting: str = "data.blend",
-                 cache: ShardCache | None = None) -> list[Source]:
+def open_sources(blend: Mapping[str, schema.Source], encoder: Encoder, setting: str = "data.blend", *,
+                 cache: ShardCache | None = None, features: FeatureKey | None = None) -> list[Source]:
     """Every source of a blend, in its order. `setting` names the blend in messages. cache: where remote folders keep copies.
 
-    Raises ConfigError, DataError.
+    features: of the cache that stands in for pictures. Raises ConfigError, DataError.
     """
     cache = cache or cache_of(encoder.data)
     without = [name for name, source in blend.items() if not source.path]
     if not blend or without:
         what = f"no path for {', '.join(without)}" if without else "it is empty"
         raise ConfigError(f"{setting}: {what}. Name a folder of indexed shards, for example {setting}.mine.path=FOLDER")
-    return [Source(name, ShardFolder(source.path, name, cache), encoder) for name, source in blend.items()]
+    return [Source(name, ShardFolder(source.path, name, cache), encoder, features) for name, source in blend.items()]

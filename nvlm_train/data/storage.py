@@ -101,7 +101,8 @@ class LocalFolder:
 
     def read_at(self, shard: ShardEntry, offset: int, size: int) -> bytes:
         try:
-            data = pread(self._file(shard.name).descriptor, offset, size)
+            file = self._file(shard.name)       # held until the bytes are there
+            data = pread(file.descriptor, offset, size)
         except OSError as error:
             raise DataError(f"shard {self.beside / shard.name} cannot be read at byte {offset:,}: {error.strerror}") from error
         if len(data) != size:

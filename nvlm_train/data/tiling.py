@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 Grid = tuple[int, int]   # (columns, rows)
+VERSION = 1   # raise it when a picture would get other tiles than before, of decoding too: cached features are of these
 
 
 @lru_cache(maxsize=64)

@@ -15,6 +15,7 @@ class Engine(Protocol):
     data_rank: int              # this rank's place among the data-parallel replicas
     data_size: int
     reads_data: bool            # exactly one rank of a model replica loads; `shared` hands its batches to the others
+    dtype: torch.dtype          # of weights and activations
 
     def shared(self, batches: Iterable[StepBatch] | None) -> Iterator[StepBatch]:
         """The reading rank's batches on every rank of its replica, in lockstep; the others pass None."""
@@ -28,6 +29,13 @@ class Engine(Protocol):
     def logits(self, row: PackedBatch, at: torch.Tensor) -> torch.Tensor:
         """Float32 [K, V] next-token logits at the K row positions `at`, the same on every rank (vocabulary gathered, and
         broadcast from the last pipeline stage). Every model-parallel rank calls it with the same row. For generation and tests."""
+
+    def see(self, row: PackedBatch) -> torch.Tensor | None:
+        """[n, L, C] what the vision encoder makes of a row's tiles, without gradients, in host memory; None on ranks without the
+        encoder. Every rank of a replica calls it with the same row."""
+
+    def encoder_fingerprint(self) -> str:
+        """16 hex digits that name the vision encoder's weights, the same under every layout and on every rank. A collective."""
 
     def sharded_state(self, loading: bool, optimizer: bool = True) -> dict:
         """Megatron sharded state dict of model and optimizer (keys `model`, `optimizer`), for the checkpoint frame. Describing the

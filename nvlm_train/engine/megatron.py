@@ -12,6 +12,7 @@ from nvlm_train.config.schema import Run
 from nvlm_train.contracts import PackedBatch, StepBatch, StepReport
 from nvlm_train.engine.feed import shared
 from nvlm_train.engine.folders import is_checkpoint
+from nvlm_train.engine.frozen import encoder_fingerprint, see
 from nvlm_train.engine.optimizer import build_optimizer, set_rates, update
 from nvlm_train.geometry import geometry_of
 from nvlm_train.model.freeze import refuse_unmatched, set_trainable
@@ -204,6 +205,15 @@ class MegatronEngine:
         if self.groups.pipeline_size > 1:
             dist.broadcast(whole, self.groups.last_stage_rank, group=self.groups.model_group)
         return whole
+
+    def see(self, row: PackedBatch) -> torch.Tensor | None:
+        """[n, L, C] features of a row's tiles, in host memory, on ranks that hold the encoder."""
+        self._eval()
+        return see(self.stages(), row, self.device)
+
+    def encoder_fingerprint(self) -> str:
+        """Names the encoder's weights, whatever the layout (see `frozen`)."""
+        return encoder_fingerprint(self.stages(), self.device)
 
     def _eval(self) -> None:
         for chunk in self.chunks:

@@ -6,12 +6,11 @@ where a gradient is used, recomputation never. A multiply-add is two operations.
 (well below one percent), as in every published MFU.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
-from nvlm_train.config.layers import cross_layers
+from nvlm_train.config.layers import cross_layers, may_train
 from nvlm_train.config.schema import Connector, CrossAttention, Language, Model, Train, Vision
 from nvlm_train.geometry import TileGeometry
 
@@ -51,9 +50,10 @@ class Parts:
 class SampleWork(NamedTuple):
     """What a sample asks of the model.
 
-    tokens: those of its sequence, visual ones included; tiles: all that are encoded; supervised: tokens with a loss.
+    tokens: those of its sequence, visual ones included; tiles: all of its images; supervised: tokens with a loss.
     memory_tokens: tokens that cross-attention reads, each once however many read it, tags included (X: no visual token is in
     the sequence; H: the thumbnail's are); readers: tokens of the sequence that read any; pairs: (reader, memory token) pairs.
+    cached: tiles whose features were read and not computed.
     """
 
     tokens: int
@@ -62,6 +62,7 @@ class SampleWork(NamedTuple):
     memory_tokens: int = 0
     readers: int = 0
     pairs: int = 0
+    cached: int = 0
 
 
 # ---------------------------------------------------------------------------------------------------------- parameters
@@ -148,19 +149,13 @@ def trained_components(model: Model, train: Train) -> frozenset[str]:
     """
     found: set[str] = set()
     for pattern in train.trainable:
-        reached = {component for component in COMPONENTS if _may_reach(pattern, component)}
+        reached = {component for component in COMPONENTS if may_train([pattern], component)}
         if "language" in reached:
             reached.add("cross_attention")
             if "cross_att" in pattern:
                 reached.remove("language")
         found |= reached
     return frozenset(found if cross_layers(model) else found - {"cross_attention"})
-
-
-def _may_reach(pattern: str, component: str) -> bool:
-    before = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
-    wild = before != pattern
-    return before == component or before.startswith(f"{component}.") or (wild and component.startswith(before))
 
 
 def useful_flops(model: Model, trained: Iterable[str], samples: Iterable[SampleWork]) -> Parts:
@@ -174,7 +169,7 @@ def useful_flops(model: Model, trained: Iterable[str], samples: Iterable[SampleW
     total = Parts()
     for sample in samples:
         total += Parts(
-            _tile_flops(model.vision) * sample.tiles * (3 if "vision" in trained else 1),
+            _tile_flops(model.vision) * (sample.tiles - sample.cached) * (3 if "vision" in trained else 1),
             _connector_flops(model, trained) * sample.tiles,
             _language_flops(model, trained, sample),
             _cross_flops(model, trained, sample),

@@ -38,6 +38,7 @@ class DeviceRow:
     positions_T: Tensor
     packed: object
     tiles_nCPP: Tensor
+    features_nLC: Tensor | None
     places: Places
     at_K: Tensor
     labels_K: Tensor
@@ -56,7 +57,8 @@ def to_device(row: PackedBatch, device: torch.device, tile_tokens: int, at: Tens
     packed.reads = places.reads
     return DeviceRow(
         tokens_T=row.tokens_T.to(**move), positions_T=row.positions_T.to(**move), packed=packed,
-        tiles_nCPP=row.tiles_nCPP.to(**move), places=places, at_K=at.to(**move),
+        tiles_nCPP=row.tiles_nCPP.to(**move), features_nLC=None if row.features_nLC is None else row.features_nLC.to(**move),
+        places=places, at_K=at.to(**move),
         labels_K=row.labels_T[at].to(**move), weights_K=row.loss_weights_T[at].to(**move))
 
 
@@ -107,9 +109,9 @@ class Nvlm(MegatronModule):
         self.hidden_carries = not (self.architecture == "nvlm_x" and frozen and first <= min(self.cross_layers))
 
     def see(self, row: DeviceRow) -> Tensor:
-        """Tiles -> [n, tokens, H]. A row without tiles sends one blank through the connector and keeps nothing of it, so that
-        every trainable parameter gets a gradient on every rank."""
-        features = self.vision(row.tiles_nCPP)
+        """Tiles, or their cached features -> [n, tokens, H]. A row without tiles sends one blank through the connector and keeps
+        nothing of it, so that every trainable parameter gets a gradient on every rank."""
+        features = self.vision(row.tiles_nCPP) if row.features_nLC is None else row.features_nLC
         n = len(features)
         if n == 0:
             features = F.pad(features, (0, 0, 0, 0, 0, 1))

@@ -7,7 +7,7 @@ A row of metrics.jsonl:
     samples, refused                slots used and slots left empty; together train.global_batch
     tokens, padded_tokens, fill     real tokens; tokens of all rows with their padding; the first over the second
     imbalance                       useful FLOPs of the replica that had most to do, over the mean, less 1
-    tiles                           image tiles that were encoded
+    tiles                           image tiles, those with cached features included
     memory_tokens                   tokens beside the sequences that cross-attention reads, tags included (X, H)
     step_s, data_wait_s             seconds of the whole step, and how much of it the slowest rank waited for data
     samples_per_s, tokens_per_s, padded_tokens_per_s    over step_s, all devices together
@@ -138,13 +138,15 @@ def sample_work(row: PackedBatch, tile_tokens: int) -> list[SampleWork]:
     tile_sizes = tile_tokens + (row.memory_tags_mG.numpy() >= 0).sum(1) if in_memory.any() else np.zeros(0, dtype=np.int64)
     before = np.concatenate([[0], np.cumsum(tile_sizes)])
     lengths = reads[:, 1] - reads[:, 0]
+    tiles = per_sample(places)
     columns = (
         np.diff(edges),
-        per_sample(places),
+        tiles,
         per_sample(np.flatnonzero(row.loss_weights_T.numpy() > 0)),
         per_sample(places[in_memory][read], tile_sizes[read]),
         per_sample(reads[:, 0], lengths),
         per_sample(reads[:, 0], lengths * (before[reads[:, 3]] - before[reads[:, 2]])),
+        tiles if row.features_nLC is not None else np.zeros_like(tiles),
     )
     return [SampleWork(*map(int, numbers)) for numbers in zip(*columns, strict=True)]
 

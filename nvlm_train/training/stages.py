@@ -27,6 +27,7 @@ from nvlm_train.errors import ConfigError, DataError, TrainingError
 from nvlm_train.model.accounting import peak_flops
 from nvlm_train.training.builtin import with_builtin_data
 from nvlm_train.training.examples import Examples
+from nvlm_train.training.features import StageFeatures, find_features
 from nvlm_train.training.hooks import Checkpoints, RefusedBudget, Report, Validation, saves_at
 from nvlm_train.training.logs import Logs, write_atomically
 from nvlm_train.training.loop import Hook, train
@@ -82,15 +83,17 @@ def _train_stage(runs: Sequence[Run], run: Run, start: Start, engine_of: Callabl
         if start.checkpoint is not None:
             load(start.checkpoint, engine, fingerprint(run, tokenizer.fingerprint), model_only=not start.resumed)
         else:
-            _load_backbones(run, engine, fingerprint(run, tokenizer.fingerprint))
+            load_backbones_of(run, engine, fingerprint(run, tokenizer.fingerprint))
+        features = find_features(run, tokenizer, engine)
         _rewind(runs, run, start, engine, store)
-        with _open_data(run, tokenizer, engine, start) as loader:
+        with _open_data(run, tokenizer, engine, start, features) as loader:
             segments = loader.plan.segments if loader is not None else ()
             on_main(engine, "recording the blend", lambda: write_segments(Path(run.run.dir), run.stage, segments), TrainingError)
-            train(run, engine, engine.shared(loader), _hooks(runs, run, start, engine, tokenizer, store, segments), start.step)
+            hooks = _hooks(runs, run, start, engine, tokenizer, store, segments, features)
+            train(run, engine, engine.shared(loader), hooks, start.step)
 
 
-def _load_backbones(run: Run, engine: Engine, own: dict) -> None:
+def load_backbones_of(run: Run, engine: Engine, own: dict) -> None:
     """Vision encoder and language model out of checkpoints of ours, of whatever architecture; files of weights the engine read."""
     wanted: dict[Path, list[str]] = {}
     for component in ("vision", "language"):
@@ -101,14 +104,15 @@ def _load_backbones(run: Run, engine: Engine, own: dict) -> None:
         load_backbones(path, engine, components, own)
 
 
-def _open_data(run: Run, tokenizer: Tokenizer, engine: Engine, start: Start) -> AbstractContextManager:
+def _open_data(run: Run, tokenizer: Tokenizer, engine: Engine, start: Start, features: StageFeatures) -> AbstractContextManager:
     """The loader on ranks that read, nothing on the others. Data that cannot be opened stops every rank."""
     opened = []
     history = Manifest.read(start.checkpoint).extra.get(DATA_SEGMENTS, []) if start.resumed else []
 
     def open_it() -> None:
         if engine.reads_data:
-            opened.append(build_loader(run, tokenizer, engine.data_rank, engine.data_size, start.cursor, _multiple(run), history=history))
+            opened.append(build_loader(run, tokenizer, engine.data_rank, engine.data_size, start.cursor, _multiple(run), history=history,
+                                       features=features.blend))
 
     on_every_rank(engine, "opening the data", open_it, DataError)
     return opened[0] if opened else nullcontext()
@@ -152,7 +156,7 @@ def _with_other_stages(runs: Sequence[Run], config: Path) -> list[Run]:
 
 
 def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenizer: Tokenizer,
-           store: CheckpointStore, segments: Sequence[Mapping]) -> list[Hook]:
+           store: CheckpointStore, segments: Sequence[Mapping], features: StageFeatures) -> list[Hook]:
     """In the order in which they act on a step: figures first, then validation, then the checkpoint that vouches for both."""
     run_dir = Path(run.run.dir)
     logs = Logs(run_dir) if engine.is_main else None
@@ -164,7 +168,8 @@ def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenize
     )]
     validation = None
     if run.data.validation:
-        rows = validation_rows(run, tokenizer, engine.data_rank, engine.data_size, run.run.eval_batches, _multiple(run))
+        rows = validation_rows(run, tokenizer, engine.data_rank, engine.data_size, run.run.eval_batches, _multiple(run),
+                               features.validation)
         validation = Validation(run, engine, rows, sinks)
         hooks.append(validation)
 

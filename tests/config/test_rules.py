@@ -26,6 +26,7 @@ BROKEN = {
     "train.lr_multipliers={vision:-1}": "train.lr_multipliers.vision=-1.0 must be at least 0",
     "train.schedule=cosin": "train.schedule: 'cosin' is none of cosine, constant; did you mean cosine?",
     "data.format=chatml": "data.format: 'chatml' is none of pretrain, chat; did you mean chat?",
+    "data.features=always": "data.features: 'always' is none of auto, off, require",
     "model.dtype=fp16": "is none of auto, bf16, fp32",
     "model.recompute=all": "is none of none, selective, full",
     "model.kernels=cudnn": "is none of auto, torch, te",
@@ -156,3 +157,12 @@ def test_every_checked_key_exists():
     (run,) = compose([TINY, "stage=sft"])
     checked = [rules.setting(run, key) for key in (*rules.CHOICES, *rules.AT_LEAST)]
     assert len(checked) == len(rules.CHOICES) + len(rules.AT_LEAST) > 50
+
+
+@pytest.mark.parametrize("trainable", ["[vision,connector]", "[vision.layers.3.*]", "['*.norm*']"])
+def test_features_of_a_trained_encoder_cannot_be_required(trainable):
+    told = problems("data.features=require", f"train.trainable={trainable}")
+    assert len(told) == 1
+    assert "trains the vision encoder, whose features change with every step: use data.features=auto" in told[0]
+    assert compose([TINY, "data.features=auto", f"train.trainable={trainable}"])
+    assert compose([TINY, "data.features=require", "train.trainable=[connector,'language.*.norm*']"])

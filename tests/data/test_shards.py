@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from safetensors.numpy import save
 from data_prep.__main__ import main as data_prep
 from data_prep.shards import index_folder, write_shards
 from nvlm_train.contracts import Sample
+from nvlm_train.data import storage
 from nvlm_train.data.index import Strings
 from nvlm_train.data.records import write_record
 from nvlm_train.data.shards import ShardFolder
@@ -297,6 +300,23 @@ def test_writing_refuses_what_could_not_be_read(tmp_path, shard_folder):
     with pytest.raises(SampleRefused, match="broken_image"):
         write_shards(tmp_path / "c", [Sample("k", "s", (b"<html>",), conversation("a", "b"))])
     assert not list(tmp_path.rglob("*.tar*"))   # nothing half-written stays
+
+
+def test_threads_that_evict_each_others_files(tmp_path, monkeypatch):
+    """A descriptor stays open for whoever reads from it, also when another thread opens the same shard or pushes it out."""
+    monkeypatch.setattr("nvlm_train.data.storage.OPEN_FILES", 1)
+    samples = make_samples(12)
+    write_shards(tmp_path / "many", samples, samples_per_shard=2)
+    folder = ShardFolder(tmp_path / "many", "mixed")
+    real = storage.pread
+
+    def slow(descriptor, offset, size):
+        time.sleep(0.001)
+        return real(descriptor, offset, size)
+    monkeypatch.setattr(storage, "pread", slow)
+    numbers = [number for _ in range(20) for number in range(12)]
+    with ThreadPoolExecutor(8) as pool:
+        assert [sample.key for sample in pool.map(folder.read, numbers)] == [f"mixed-{number:04d}" for number in numbers]
 
 
 def test_more_shards_than_open_files(tmp_path, monkeypatch):

@@ -38,3 +38,15 @@ def test_bf16_training_on_the_gpu_follows_fp32(tmp_path):
         assert expected[-1]["loss"] < expected[0]["loss"]
         for a, b in zip(expected, curves["bf16"][stage], strict=True):
             assert b["loss"] == pytest.approx(a["loss"], rel=0.02)
+
+
+def test_cached_features_change_nothing_on_the_gpu(tmp_path, monkeypatch):
+    """bf16: a product in another batch may round another way, which the loss shows in its third digit at most."""
+    monkeypatch.setenv("NVLM_CACHE", str(tmp_path / "data"))
+    done = launch(PARITY.with_name("cached_ranks.py"), 1, tmp_path, "layout.tensor=1", "recipe=nvlm_d_tiny", "stage=pretrain",
+                  "train.steps=8", "train.global_batch=8", "train.warmup_steps=0", "train.lr=5e-4", "train.min_lr=0",
+                  "run.examples=0", folder=tmp_path, timeout=300)
+    assert done.returncode == 0, done.output[-3000:]
+    cached, computed = ([json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+                        for name in ("cached-0", "computed-0"))
+    assert len(cached) == 8 and cached == pytest.approx(computed, rel=2e-3)

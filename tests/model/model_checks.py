@@ -143,8 +143,24 @@ def normalisation() -> dict:
     return {"difference": float((seen[0][1, 1 + 10] - expected).abs().max()), "tokens": list(engine.stages()[0].see(device_row).shape)}
 
 
+def cached_features() -> dict:
+    """What the encoder was seen to make of the tiles stands in for them; what it makes of other tiles does not."""
+    engine = engine_of()
+    row = make_row("nvlm_d", 10)
+    features = engine.see(row)
+    cached = replace(row, tiles_nCPP=row.tiles_nCPP[:0], features_nLC=features)
+    expected, found, other = (engine.logits(batch, torch.arange(T)) for batch in (
+        row, cached, replace(cached, features_nLC=features.flip(0))))
+    seen = []
+    hook = engine.stages()[0].vision.register_forward_hook(lambda *args: seen.append(1))
+    step(engine, cached)
+    hook.remove()
+    return {"shape": list(features.shape), "equal": torch.equal(expected, found), "other_equal": torch.equal(expected, other),
+            "encoder_runs": len(seen)}
+
+
 CHECKS = (image_tokens, loss_by_hand, attention_by_hand, frozen_and_textual, not_a_number, rates, refused, validation,
-          empty_rows, normalisation)
+          empty_rows, normalisation, cached_features)
 
 if __name__ == "__main__":
     Path(sys.argv[1]).write_text(json.dumps({check.__name__: check() for check in CHECKS}))

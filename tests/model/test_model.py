@@ -70,6 +70,10 @@ def test_pixels_are_normalised_on_the_device_and_patches_run_row_by_row(facts):
     assert facts["normalisation"]["tokens"] == [3, 16, 128]
 
 
+def test_cached_features_stand_in_for_the_tiles_they_are_of(facts):
+    assert facts["cached_features"] == {"shape": [3, 64, 128], "equal": True, "other_equal": False, "encoder_runs": 0}
+
+
 def test_pixel_shuffle_order_is_v2():
     """Each token joins its 2x2 block top-left, top-right, bottom-left, bottom-right; tokens run row by row (facts 1.1)."""
     from nvlm_train.model.connector import pixel_shuffle

@@ -139,3 +139,11 @@ def test_a_source_without_supervised_tokens_has_no_mean():
     engine.train_step = lambda batch, lr: replace(step(batch, lr), source_losses={"a": (0.0, 0.0), "b": (3.0, 2.0)})
     record_run(run, engine, [sink])
     assert sink.records[0].row["source_losses"] == {"b": 1.5}
+
+
+def test_an_encoder_that_did_not_run_costs_nothing():
+    row = make_row(lengths=(6, 4), tiles=((0, 2), ()))
+    cached = replace(row, tiles_nCPP=row.tiles_nCPP[:0], features_nLC=torch.zeros(2, 16, 8))
+    assert sample_work(cached, 4) == [SampleWork(6, 2, 2, cached=2), SampleWork(4, 0, 2)]
+    plain, without = (useful_flops(MODEL, {"connector"}, sample_work(each, 4)) for each in (row, cached))
+    assert plain.vision > 0 and without == replace(plain, vision=0)
