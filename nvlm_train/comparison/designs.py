@@ -11,6 +11,10 @@ from nvlm_train.config.schema import Run
 from nvlm_train.errors import ConfigError
 
 
+# Features may be cached for one design and not for another, which would be quicker for it.
+OWN_WORK = "data.features=off"
+
+
 @dataclass(frozen=True)
 class Design:
     """One column of the comparison. words: all its settings, those shared with the others first; runs: its stages, resolved."""
@@ -39,7 +43,7 @@ def designs_of(asked: Comparison, shared: Sequence[str]) -> list[Design]:
     """Every design, resolved. Raises ConfigError with the problems of all of them, each under its design's name."""
     found, problems = [], []
     for name, own in asked.designs.items():
-        words = (*shared, *own)
+        words = (OWN_WORK, *shared, *own)
         try:
             found.append(Design(name, words, tuple(compose(words))))
         except ConfigError as error:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from nvlm_train.comparison import running
 from nvlm_train.comparison.command import compare_command
+from nvlm_train.comparison.designs import OWN_WORK
 from nvlm_train.comparison.intervals import wilson
 from nvlm_train.errors import ConfigError
 
@@ -35,7 +36,7 @@ def test_each_design_and_seed_is_trained_then_asked(compare, tmp_path):
     assert started == [(verb, design, seed, 1) for seed in (1, 2, 3) for design in (D, X) for verb in (TRAIN, ASK)]
     assert (found["seeds"], found["processes"], found["failed"]) == ([1, 2, 3], 1, [])
     design = found["designs"][D]
-    assert design["architecture"] == "nvlm_d" and design["words"] == [*SHORT, "recipe=nvlm_d_tiny"]
+    assert design["architecture"] == "nvlm_d" and design["words"] == [OWN_WORK, *SHORT, "recipe=nvlm_d_tiny"]
     assert design["tasks"]["shapes"] == {"accuracy": 0.75, "low": 0.75, "high": 0.75, "interval": "student_t", "blanked": 0.5,
                                          "majority": 0.25, "questions": 4, "by_seed": [0.75] * 3, "less_first": None}
     assert found["designs"][X]["tasks"]["shapes"]["less_first"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
@@ -112,7 +113,7 @@ def test_dry_run_tells_the_trainings_and_writes_nothing(compare, tmp_path):
     code, started, shown, found = compare(comparison(tmp_path, seeds=(1, 2)), dry_run=True)
     assert (code, started, found) == (0, [], None) and list(tmp_path.iterdir()) == []
     assert shown.startswith("4 trainings, 1 process each")
-    assert f"nvlm train {' '.join(SHORT)} recipe=nvlm_x_tiny train.seed=2 run.dir={tmp_path}/nvlm_x_tiny/seed-2" in shown
+    assert f"nvlm train {OWN_WORK} {' '.join(SHORT)} recipe=nvlm_x_tiny train.seed=2 run.dir={tmp_path}/nvlm_x_tiny/seed-2" in shown
     assert "model.architecture: nvlm_d_tiny nvlm_d, nvlm_x_tiny nvlm_x" in shown
 
 
