@@ -1,0 +1,181 @@
+"""The whole data path against other loaders, on two cores: `python benchmarks/data.py`
+
+Read, decode, tile (up to six tiles of 448 px and a thumbnail) and tokenise, over the same webdataset tars:
+
+    nvlm_train   the loader that training uses: order, hashes verified, laid out and packed into rows; and one sample a row
+    usual        Megatron-Energon and webdataset with Pillow: decode, bicubic resize, crop, ToTensor and Normalize for each tile
+    fast         the same two with this project's decoding and tiling in their hands: what differs is the loader
+    floor        no loader: turbo decode and one resize, a thread for each core, pictures already in memory
+
+Each peer runs in a virtual environment of its own, made on the first run under --work (1 GB each), with the releases of torch, Pillow
+and the like that are installed here, and with the number of workers, of those tried in the first round, that served it best. A run is
+an epoch in a process of its own, timed after its first --warm samples; contenders take turns. CPU time is that of all a contender's
+processes. Exit status: 0 if all ran and did equal work, 1 if one could not be installed, failed, or gave other samples, tiles or text.
+"""
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if not __package__:     # started as a file: the root of the repository takes the place of its folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.data_path import TUNED
+from benchmarks.peers.material import shard_folder
+from benchmarks.peers.processes import ContenderFailed, interpreter, measure
+from benchmarks.results import tell
+
+WORK = ("samples", "tiles", "text_tokens")      # what must be equal
+
+
+@dataclass
+class Contender:
+    """One row of the table. module: in benchmarks.peers; requirement: what pip installs for it, None for ours and the floor.
+
+    workers: the numbers to try; after the first round only the best is left. runs: what each of its runs told. failure: why there are
+    no more.
+    """
+
+    name: str
+    module: str
+    way: str
+    workers: tuple[int, ...]
+    requirement: str | None = None
+    runs: list[dict] = field(default_factory=list)
+    failure: str | None = None
+
+    @property
+    def best(self) -> dict:
+        return max(self.runs, key=lambda run: run["samples_per_s"])
+
+    @property
+    def counted(self) -> list[dict]:
+        """The runs with the number of workers that served best."""
+        return [run for run in self.runs if run["workers"] == self.best["workers"]]
+
+    def settle(self) -> None:
+        self.workers = (self.best["workers"],)
+
+
+def contenders(cores: int, tried: tuple[int, ...]) -> list[Contender]:
+    """Ours first, the floor last. tried: numbers of the peers' worker processes."""
+    energon, webdataset = "megatron-energon==7.4.1", "webdataset==1.0.2"
+    return [Contender("nvlm_train", "with_nvlm_train", "packed", (cores,)),
+            Contender("nvlm_train, a sample a row", "with_nvlm_train", "unpacked", (cores,)),
+            Contender("Energon, usual", "with_energon", "usual", tried, energon),
+            Contender("webdataset, usual", "with_webdataset", "usual", tried, webdataset),
+            Contender("Energon, fast", "with_energon", "fast", tried, energon),
+            Contender("webdataset, fast", "with_webdataset", "fast", tried, webdataset),
+            Contender("floor", "floor", "floor", (cores,))]
+
+
+def take_turns(rows: Sequence[Contender], shards: Path, options: argparse.Namespace) -> None:
+    """All rounds. A contender that fails once is left out from then on, with its reason kept."""
+    settings = {"OMP_NUM_THREADS": "1"} if options.default_malloc else TUNED
+    for number in range(options.rounds):
+        for row in rows:
+            for workers in row.workers if row.failure is None else ():
+                try:
+                    python = interpreter(options.work, row.requirement) if row.requirement and not options.here else sys.executable
+                    run = measure(python, row.module, [str(shards), "--way", row.way, "--workers", str(workers), "--warm", str(options.warm)],
+                                  settings, limit_s=120 + options.samples)
+                except ContenderFailed as error:
+                    row.failure = str(error)
+                    print(f"{row.name}: {error}", file=sys.stderr, flush=True)
+                    break
+                row.runs.append({**run, "workers": workers})
+                print(f"round {number + 1}: {row.name}, {workers} workers: {run['samples_per_s']:.1f} samples/s, {run['cpu_ms']:.1f} ms CPU",
+                      file=sys.stderr, flush=True)
+            if row.failure is None:
+                row.settle()
+
+
+def unequal(rows: Sequence[Contender]) -> list[str]:
+    """What differs from the first run of ours, in every run of every contender; the floor knows samples only."""
+    expected = {key: rows[0].runs[0][key] for key in WORK}
+    return [f"{row.name} with {run['workers']} workers: {run[key]:,} {key}, ours {expected[key]:,}"
+            for row in rows for run in row.runs for key in (WORK[:1] if row.module == "floor" else WORK) if run[key] != expected[key]]
+
+
+def table(rows: Sequence[Contender]) -> list[str]:
+    ours = rows[0].best["samples_per_s"] if rows[0].runs else None
+    lines = [f"{'contender':<28}{'workers':>8}{'samples/s':>11}{'slowest':>9}{'CPU ms':>8}{'ours is':>9}"]
+    for row in rows:
+        if row.runs:
+            best, slowest = row.best, min(run["samples_per_s"] for run in row.counted)
+            cpu = min(run["cpu_ms"] for run in row.counted)
+            ratio = f"{ours / best['samples_per_s']:.2f}x" if ours else ""
+            lines.append(f"{row.name:<28}{best['workers']:>8}{best['samples_per_s']:>11.1f}{slowest:>9.1f}{cpu:>8.2f}{ratio:>9}")
+        if row.failure:
+            lines.append(f"{row.name:<28} {row.failure}")
+    return lines
+
+
+def machine() -> dict:
+    """What the figures depend on besides the code."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), platform.machine())
+    return {"cpu": model, "cores_used": len(os.sched_getaffinity(0)), "cores": os.cpu_count(), "python": platform.python_version(),
+            "load": [round(load, 2) for load in os.getloadavg()]}
+
+
+def result(rows: Sequence[Contender]) -> dict:
+    told = {row.name: {"workers": row.best["workers"], "samples_per_s": round(row.best["samples_per_s"], 2),
+                       "rounds": [round(run["samples_per_s"], 2) for run in row.counted],
+                       "cpu_ms_per_sample": round(min(run["cpu_ms"] for run in row.counted), 3),
+                       "tried": {str(run["workers"]): round(run["samples_per_s"], 2) for run in reversed(row.runs)},
+                       "versions": row.best["versions"], **{key: row.best[key] for key in WORK}} for row in rows if row.runs}
+    ours = rows[0].best["samples_per_s"] if rows[0].runs else None
+    return {"contenders": told, "failed": {row.name: row.failure for row in rows if row.failure},
+            "ours_over": {row.name: round(ours / row.best["samples_per_s"], 3) for row in rows[1:] if row.runs and ours}}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    cache = os.environ.get("NVLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nvlm_train"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path(cache) / "benchmark", help="folder for shards and environments (%(default)s)")
+    parser.add_argument("--samples", type=int, default=1024, help="samples of the epoch (%(default)s)")
+    parser.add_argument("--warm", type=int, default=128, help="samples that are not timed, four steps of ours (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cores", type=int, default=2, help="cores that all are held to (%(default)s)")
+    parser.add_argument("--workers", default="0,1,2", help="numbers of worker processes to try with the peers (%(default)s)")
+    parser.add_argument("--default-malloc", action="store_true", help="leave the C library's memory settings as they are")
+    parser.add_argument("--here", action="store_true", help="look for the peers among the packages installed here, make no environments")
+    parser.add_argument("--json", metavar="FILE", help="also write the result there")
+    options = parser.parse_args(arguments)
+    options.work = options.work.expanduser().resolve()
+    options.workers = tuple(int(number) for number in options.workers.split(","))
+    step = options.warm // 4
+    if options.warm < 4 or options.warm % 4 or options.samples <= options.warm or options.samples % step:
+        parser.error(f"--warm {options.warm} is four whole steps, and --samples {options.samples} more of such steps")
+    if len(os.sched_getaffinity(0)) < options.cores:
+        parser.error(f"--cores {options.cores}, and this process may use {len(os.sched_getaffinity(0))}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:options.cores])     # inherited by every contender
+    try:
+        facts = machine()
+        rows = contenders(options.cores, options.workers)
+        take_turns(rows, shard_folder(options.work, options.samples), options)
+    finally:
+        os.sched_setaffinity(0, before)
+    print(f"{facts['cpu']}, {facts['cores_used']} of {facts['cores']} cores, load {facts['load'][0]} at the start; best of {options.rounds} rounds")
+    print("C library's memory settings:", "its own" if options.default_malloc else "kept from returning buffers to the kernel, for all alike")
+    print("\n".join(table(rows)))
+    differences = unequal(rows) if rows[0].runs else ["nothing to compare with: ours did not run"]
+    work = ", ".join(f"{rows[0].best[key]:,} {key.replace('_', ' ')}" for key in WORK) if rows[0].runs else ""
+    print("Not the same work: " + "; ".join(differences) if differences else f"Equal work in every run: {work}")
+    tell({"machine": facts, "default_malloc": options.default_malloc, **result(rows), "unequal": differences}, options.json)
+    return 1 if differences or any(row.failure for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

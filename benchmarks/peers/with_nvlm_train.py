@@ -1,0 +1,53 @@
+"""One epoch with this project's own loader, as training uses it: the order of the run, hashes verified, packed into rows."""
+
+import sys
+from pathlib import Path
+
+from benchmarks.peers.work import Meter, options, tell
+from nvlm_train.config import schema
+from nvlm_train.data.encode import Encoder
+from nvlm_train.data.loader import build_loader
+from nvlm_train.data.shards import ShardFolder
+from nvlm_train.data.sources import open_sources
+from nvlm_train.data.tokenizer import load_tokenizer
+from nvlm_train.errors import ConfigError
+
+WARM_STEPS = 4
+
+
+def make_run(shards: Path, step: int, workers: int, packing: bool) -> schema.Run:
+    """A finetuning run of one epoch with the schema's defaults: tiles of 448 px, six and a thumbnail, rows of 4,096 tokens and 14 tiles.
+
+    Raises ConfigError if the folder's samples do not fill whole steps of `step` samples.
+    """
+    samples = len(ShardFolder(shards, "photographs"))
+    if samples % step:
+        raise ConfigError(f"{samples:,} samples do not make whole steps of {step}: ask for a multiple of it (--samples, --warm)")
+    data = schema.Data(blend={"photographs": schema.Source(str(shards), epochs=1)}, workers=workers, packing=packing)
+    return schema.Run("benchmark", "sft", train=schema.Train(steps=samples // step, global_batch=step), data=data)
+
+
+def epoch(run: schema.Run) -> dict:
+    """Every sample of the folder once, in steps, of which the first four are not timed: by then memory is reused."""
+    tokenizer = load_tokenizer(run.model.tokenizer)
+    source, = open_sources(run.data.blend, Encoder(run.model, run.data, tokenizer))
+    # What pictures add to the sequence beside the text: tags and visual tokens. The peers do not lay these out.
+    added = sum(source.plan(i).tokens - source.counts.tokens(i) for i in range(len(source)))
+    meter = Meter(WARM_STEPS * run.train.global_batch)
+    with build_loader(run, tokenizer, rank=0, size=1) as loader:
+        for batch in loader:
+            meter.saw(sum(len(row.keys) for row in batch.rows), sum(len(row.tiles_nCPP) for row in batch.rows),
+                      sum(row.real_tokens for row in batch.rows))
+        measured = meter.stop()
+    return {**measured, "text_tokens": measured["text_tokens"] - added}
+
+
+def main() -> int:
+    chosen = options(__doc__.splitlines()[0], ways=("packed", "unpacked"))
+    run = make_run(chosen.shards, chosen.warm // WARM_STEPS, chosen.workers, chosen.way == "packed")
+    tell(epoch(run), ["torch", "pillow", "simplejpeg", "tokenizers"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
