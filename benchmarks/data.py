@@ -16,6 +16,7 @@ processes. Exit status: 0 if all ran and did equal work, 1 if one could not be i
 import argparse
 import os
 import platform
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -159,6 +160,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))     # so that a contender is ended too, as after Ctrl-C
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:options.cores])     # inherited by every contender
     try:

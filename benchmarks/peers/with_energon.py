@@ -81,15 +81,19 @@ def indexed(shards: Path) -> Path:
     return folder
 
 
-def main() -> int:
-    chosen = options(__doc__.splitlines()[0])
-    workers = WorkerConfig(rank=0, world_size=1, num_workers=chosen.workers)
-    dataset = get_train_dataset(indexed(chosen.shards), worker_config=workers, batch_size=None, shuffle_buffer_size=SHUFFLE,
-                                max_samples_per_sequence=SLICE, task_encoder=TaskEncoder(chosen.way), repeat=False)
-    meter = Meter(chosen.warm)
+def epoch(shards: Path, way: str, workers: int, warm: int) -> dict:
+    """Every sample of the folder once, of which the first `warm` are not timed."""
+    dataset = get_train_dataset(indexed(shards), worker_config=WorkerConfig(rank=0, world_size=1, num_workers=workers), batch_size=None,
+                                shuffle_buffer_size=SHUFFLE, max_samples_per_sequence=SLICE, task_encoder=TaskEncoder(way), repeat=False)
+    meter = Meter(warm)
     for sample in get_loader(dataset):
         meter.saw(1, len(sample.tiles), len(sample.tokens))
-    tell(meter.stop(), ["megatron-energon", "torch", "pillow", "simplejpeg", "tokenizers"])
+    return meter.stop()
+
+
+def main() -> int:
+    chosen = options(__doc__.splitlines()[0])
+    tell(epoch(chosen.shards, chosen.way, chosen.workers, chosen.warm), ["megatron-energon", "torch", "pillow", "simplejpeg", "tokenizers"])
     return 0
 
 

@@ -13,27 +13,29 @@ from nvlm_train.data.tokenizer import load_tokenizer
 from nvlm_train.errors import ConfigError
 
 WARM_STEPS = 4
+WAYS = ("packed", "unpacked")
 
 
-def make_run(shards: Path, step: int, workers: int, packing: bool) -> schema.Run:
+def make_run(shards: Path, way: str, workers: int, step: int) -> schema.Run:
     """A finetuning run of one epoch with the schema's defaults: tiles of 448 px, six and a thumbnail, rows of 4,096 tokens and 14 tiles.
 
-    Raises ConfigError if the folder's samples do not fill whole steps of `step` samples.
+    way: one of WAYS. Raises ConfigError if the folder's samples do not fill whole steps of `step` samples.
     """
     samples = len(ShardFolder(shards, "photographs"))
     if samples % step:
         raise ConfigError(f"{samples:,} samples do not make whole steps of {step}: ask for a multiple of it (--samples, --warm)")
-    data = schema.Data(blend={"photographs": schema.Source(str(shards), epochs=1)}, workers=workers, packing=packing)
+    data = schema.Data(blend={"photographs": schema.Source(str(shards), epochs=1)}, workers=workers, packing=way == "packed")
     return schema.Run("benchmark", "sft", train=schema.Train(steps=samples // step, global_batch=step), data=data)
 
 
-def epoch(run: schema.Run) -> dict:
-    """Every sample of the folder once, in steps, of which the first four are not timed: by then memory is reused."""
+def epoch(shards: Path, way: str, workers: int, warm: int) -> dict:
+    """Every sample of the folder once, in steps; the `warm` samples of the first four are not timed, since memory is reused only then."""
+    run = make_run(shards, way, workers, warm // WARM_STEPS)
     tokenizer = load_tokenizer(run.model.tokenizer)
     source, = open_sources(run.data.blend, Encoder(run.model, run.data, tokenizer))
     # What pictures add to the sequence beside the text: tags and visual tokens. The peers do not lay these out.
     added = sum(source.plan(i).tokens - source.counts.tokens(i) for i in range(len(source)))
-    meter = Meter(WARM_STEPS * run.train.global_batch)
+    meter = Meter(warm)
     with build_loader(run, tokenizer, rank=0, size=1) as loader:
         for batch in loader:
             meter.saw(sum(len(row.keys) for row in batch.rows), sum(len(row.tiles_nCPP) for row in batch.rows),
@@ -43,9 +45,8 @@ def epoch(run: schema.Run) -> dict:
 
 
 def main() -> int:
-    chosen = options(__doc__.splitlines()[0], ways=("packed", "unpacked"))
-    run = make_run(chosen.shards, chosen.warm // WARM_STEPS, chosen.workers, chosen.way == "packed")
-    tell(epoch(run), ["torch", "pillow", "simplejpeg", "tokenizers"])
+    chosen = options(__doc__.splitlines()[0], ways=WAYS)
+    tell(epoch(chosen.shards, chosen.way, chosen.workers, chosen.warm), ["torch", "pillow", "simplejpeg", "tokenizers"])
     return 0
 
 

@@ -1,6 +1,7 @@
 """One epoch with webdataset: shards and a shuffle buffer, members to tensors in `map`, worker processes of its WebLoader."""
 
 import sys
+from pathlib import Path
 
 import webdataset
 
@@ -19,14 +20,19 @@ class Encode:
         return {"key": sample["__key__"], **self._work(sample["json"], sample["0.jpg"])}
 
 
+def epoch(shards: Path, way: str, workers: int, warm: int) -> dict:
+    """Every sample of the folder once, of which the first `warm` are not timed."""
+    tars = sorted(str(path) for path in shards.glob("*.tar"))
+    dataset = webdataset.WebDataset(tars, shardshuffle=len(tars), seed=1).shuffle(SHUFFLE).map(Encode(way))
+    meter = Meter(warm)
+    for sample in webdataset.WebLoader(dataset, batch_size=None, num_workers=workers):
+        meter.saw(1, len(sample["tiles"]), len(sample["tokens"]))
+    return meter.stop()
+
+
 def main() -> int:
     chosen = options(__doc__.splitlines()[0])
-    shards = sorted(str(path) for path in chosen.shards.glob("*.tar"))
-    dataset = webdataset.WebDataset(shards, shardshuffle=len(shards), seed=1).shuffle(SHUFFLE).map(Encode(chosen.way))
-    meter = Meter(chosen.warm)
-    for sample in webdataset.WebLoader(dataset, batch_size=None, num_workers=chosen.workers):
-        meter.saw(1, len(sample["tiles"]), len(sample["tokens"]))
-    tell(meter.stop(), ["webdataset", "torch", "pillow", "simplejpeg", "tokenizers"])
+    tell(epoch(chosen.shards, chosen.way, chosen.workers, chosen.warm), ["webdataset", "torch", "pillow", "simplejpeg", "tokenizers"])
     return 0
 
 
