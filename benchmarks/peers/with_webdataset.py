@@ -5,7 +5,7 @@ from pathlib import Path
 
 import webdataset
 
-from benchmarks.peers.work import Meter, Work, options, tell
+from benchmarks.peers.work import WAYS, Meter, Work, options, tell
 
 SHUFFLE = 100   # samples, still encoded
 
@@ -17,7 +17,7 @@ class Encode:
         self._work = Work(way)
 
     def __call__(self, sample: dict) -> dict:
-        return {"key": sample["__key__"], **self._work(sample["json"], sample["0.jpg"])}
+        return {"key": sample["__key__"], "tiles": self._work.tiles(sample["0.jpg"]), **self._work.text(sample["json"])}
 
 
 def epoch(shards: Path, way: str, workers: int, warm: int) -> dict:
@@ -31,7 +31,7 @@ def epoch(shards: Path, way: str, workers: int, warm: int) -> dict:
 
 
 def main() -> int:
-    chosen = options(__doc__.splitlines()[0])
+    chosen = options(__doc__.splitlines()[0], WAYS)
     tell(epoch(chosen.shards, chosen.way, chosen.workers, chosen.warm), ["webdataset", "torch", "pillow", "simplejpeg", "tokenizers"])
     return 0
 

@@ -63,13 +63,18 @@ class Work:
     def __getstate__(self) -> dict:
         return {"way": self.way, "_parts": None}
 
-    def __call__(self, record: bytes, jpeg: bytes) -> dict[str, torch.Tensor]:
-        """tiles [n, 3, 448, 448], float32 or uint8; tokens int64 [l]; learned bool [l]."""
+    def _built(self) -> tuple[Callable, Callable]:
         if self._parts is None:
             self._parts = text_encoder(), {"usual": usual, "fast": fast}[self.way]()
-        text, pictures = self._parts
-        tokens, learned = text(record)
-        return {"tiles": pictures(jpeg), "tokens": tokens, "learned": learned}
+        return self._parts
+
+    def text(self, record: bytes) -> dict[str, torch.Tensor]:
+        """tokens int64 [l]; learned bool [l]."""
+        return dict(zip(("tokens", "learned"), self._built()[0](record), strict=True))
+
+    def tiles(self, jpeg: bytes) -> torch.Tensor:
+        """[n, 3, 448, 448], float32 or uint8."""
+        return self._built()[1](jpeg)
 
 
 def cpu_seconds() -> float:
@@ -83,25 +88,34 @@ def cpu_seconds() -> float:
     return total
 
 
+def busy_seconds() -> float:
+    """Time that the cores this process may use were busy for anyone, since they were started."""
+    cores = psutil.cpu_times(percpu=True)
+    return sum(sum(cores[core]) - cores[core].idle - cores[core].iowait for core in os.sched_getaffinity(0))
+
+
 class Meter:
-    """Counts what a loader gives, and times what it gives after the first `warm` samples."""
+    """Counts what a loader gives, and times what it gives after the first `warm` samples.
+
+    Says too how much other processes used the same cores meanwhile: figures are only worth much where that is little.
+    """
 
     def __init__(self, warm: int):
         self.warm, self.samples, self.tiles, self.tokens = warm, 0, 0, 0
-        self._start: tuple[float, float, int] | None = None
+        self._start: tuple[float, float, float, int] | None = None
 
     def saw(self, samples: int, tiles: int, tokens: int) -> None:
         self.samples, self.tiles, self.tokens = self.samples + samples, self.tiles + tiles, self.tokens + tokens
         if self._start is None and self.samples >= self.warm:
-            self._start = time.perf_counter(), cpu_seconds(), self.samples
+            self._start = time.perf_counter(), cpu_seconds(), busy_seconds(), self.samples
 
     def stop(self) -> dict:
         """What was measured until now. Raises RuntimeError if there were too few samples to time."""
-        if self._start is None or self.samples == self._start[2]:
+        if self._start is None or self.samples == self._start[-1]:
             raise RuntimeError(f"{self.samples} samples came, none after the first {self.warm}, which are not timed")
-        wall, cpu, before = self._start
-        timed = self.samples - before
-        return {"samples_per_s": timed / (time.perf_counter() - wall), "cpu_ms": (cpu_seconds() - cpu) * 1000 / timed, "timed": timed,
+        wall, cpu, busy, before = self._start
+        timed, wall, cpu, busy = self.samples - before, time.perf_counter() - wall, cpu_seconds() - cpu, busy_seconds() - busy
+        return {"samples_per_s": timed / wall, "cpu_ms": cpu * 1000 / timed, "others": max(0.0, (busy - cpu) / wall), "timed": timed,
                 "samples": self.samples, "tiles": self.tiles, "text_tokens": self.tokens}
 
 
@@ -110,7 +124,7 @@ def tell(measured: dict, packages: Sequence[str]) -> None:
     print(json.dumps({**measured, "python": platform.python_version(), "versions": {name: version(name) for name in packages}}), flush=True)
 
 
-def options(description: str, ways: Sequence[str] = WAYS) -> argparse.Namespace:
+def options(description: str, ways: Sequence[str]) -> argparse.Namespace:
     """The command line of every contender."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("shards", type=Path, help="folder of shards")
