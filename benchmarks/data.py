@@ -19,7 +19,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,9 +59,6 @@ class Contender:
         """The runs with the number of workers that served best."""
         return [run for run in self.runs if run["workers"] == self.best["workers"]]
 
-    def settle(self) -> None:
-        self.workers = (self.best["workers"],)
-
 
 def contenders(cores: int, tried: tuple[int, ...]) -> list[Contender]:
     """Ours first, the floor last. tried: numbers of the peers' worker processes."""
@@ -76,25 +73,43 @@ def contenders(cores: int, tried: tuple[int, ...]) -> list[Contender]:
             Contender("floor", "floor", "floor", (cores,))]
 
 
+def interpreters(rows: Sequence[Contender], options: argparse.Namespace) -> dict[str | None, Path | str]:
+    """requirement -> the Python to run it with. Rows whose peer cannot be installed have failed."""
+    found: dict[str | None, Path | str] = {None: sys.executable}
+    for requirement in dict.fromkeys(row.requirement for row in rows if row.requirement):
+        try:
+            found[requirement] = sys.executable if options.here else interpreter(options.work, requirement)
+        except ContenderFailed as error:
+            print(f"{requirement}: {error}", file=sys.stderr, flush=True)
+            for row in rows:
+                row.failure = str(error) if row.requirement == requirement else row.failure
+    return found
+
+
 def take_turns(rows: Sequence[Contender], shards: Path, options: argparse.Namespace) -> None:
     """All rounds. A contender that fails once is left out from then on, with its reason kept."""
+    pythons = interpreters(rows, options)
     settings = {"OMP_NUM_THREADS": "1"} if options.default_malloc else TUNED
-    for number in range(options.rounds):
+    for number in range(1, options.rounds + 1):
         for row in rows:
-            for workers in row.workers if row.failure is None else ():
-                try:
-                    python = interpreter(options.work, row.requirement) if row.requirement and not options.here else sys.executable
-                    run = measure(python, row.module, [str(shards), "--way", row.way, "--workers", str(workers), "--warm", str(options.warm)],
-                                  settings, limit_s=120 + options.samples)
-                except ContenderFailed as error:
-                    row.failure = str(error)
-                    print(f"{row.name}: {error}", file=sys.stderr, flush=True)
-                    break
-                row.runs.append({**run, "workers": workers})
-                print(f"round {number + 1}: {row.name}, {workers} workers: {run['samples_per_s']:.1f} samples/s, {run['cpu_ms']:.1f} ms CPU",
-                      file=sys.stderr, flush=True)
             if row.failure is None:
-                row.settle()
+                take_turn(row, f"round {number}: {row.name}", shards, pythons[row.requirement], settings, options)
+
+
+def take_turn(row: Contender, title: str, shards: Path, python: Path | str, settings: Mapping[str, str], options: argparse.Namespace) -> None:
+    """One run with each number of workers that is still of interest."""
+    for workers in row.workers:
+        arguments = [str(shards), "--way", row.way, "--workers", str(workers), "--warm", str(options.warm)]
+        try:
+            run = measure(python, row.module, arguments, settings, limit_s=120 + options.samples)
+        except ContenderFailed as error:
+            row.failure = str(error)
+            print(f"{title}: {error}", file=sys.stderr, flush=True)
+            return
+        row.runs.append({**run, "workers": workers})
+        print(f"{title}, {workers} workers: {run['samples_per_s']:.1f} samples/s, {run['cpu_ms']:.1f} ms CPU, others {run['others']:.2f}",
+              file=sys.stderr, flush=True)
+    row.workers = (row.best["workers"],)
 
 
 def unequal(rows: Sequence[Contender]) -> list[str]:
@@ -146,6 +161,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, default=2, help="cores that all are held to (%(default)s)")
     parser.add_argument("--workers", default="0,1,2", help="numbers of worker processes to try with the peers (%(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="besides ours, only contenders whose names in the table hold one of these")
     parser.add_argument("--default-malloc", action="store_true", help="leave the C library's memory settings as they are")
     parser.add_argument("--here", action="store_true", help="look for the peers among the packages installed here, make no environments")
     parser.add_argument("--json", metavar="FILE", help="also write the result there")
@@ -167,7 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.sched_setaffinity(0, sorted(before)[:options.cores])     # inherited by every contender
     try:
         facts = machine()
-        rows = contenders(options.cores, options.workers)
+        ours, *others = contenders(options.cores, options.workers)
+        rows = [ours, *(row for row in others if not options.only or any(word in row.name for word in options.only))]
         take_turns(rows, shard_folder(options.work, options.samples), options)
     finally:
         os.sched_setaffinity(0, before)
