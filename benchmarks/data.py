@@ -29,6 +29,7 @@ if not __package__:     # started as a file: the root of the repository takes th
 from benchmarks.data_path import TUNED
 from benchmarks.peers.material import shard_folder
 from benchmarks.peers.processes import ContenderFailed, interpreter, measure
+from benchmarks.peers.with_nvlm_train import WARM_STEPS
 from benchmarks.results import tell
 
 WORK = ("samples", "tiles", "text_tokens")      # what must be equal
@@ -157,7 +158,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path(cache) / "benchmark", help="folder for shards and environments (%(default)s)")
     parser.add_argument("--samples", type=int, default=1024, help="samples of the epoch (%(default)s)")
-    parser.add_argument("--warm", type=int, default=128, help="samples that are not timed, four steps of ours (%(default)s)")
+    parser.add_argument("--warm", type=int, default=128, help=f"samples that are not timed, {WARM_STEPS} steps of ours (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, default=2, help="cores that all are held to (%(default)s)")
     parser.add_argument("--workers", default="0,1,2", help="numbers of worker processes to try with the peers (%(default)s)")
@@ -168,9 +169,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.work = options.work.expanduser().resolve()
     options.workers = tuple(int(number) for number in options.workers.split(","))
-    step = options.warm // 4
-    if options.warm < 4 or options.warm % 4 or options.samples <= options.warm or options.samples % step:
-        parser.error(f"--warm {options.warm} is four whole steps, and --samples {options.samples} more of such steps")
+    step = options.warm // WARM_STEPS
+    if not step or options.warm % WARM_STEPS or options.samples <= options.warm or options.samples % step:
+        parser.error(f"--warm {options.warm} is {WARM_STEPS} whole steps, and --samples {options.samples} more of such steps")
     if len(os.sched_getaffinity(0)) < options.cores:
         parser.error(f"--cores {options.cores}, and this process may use {len(os.sched_getaffinity(0))}")
     return options

@@ -34,7 +34,7 @@ from nvlm_train.geometry import geometry_of
 
 SHUFFLE = 100   # samples, still encoded
 SLICE = 100     # samples read in a row before the next place is drawn
-PACKING = 32    # samples packed among themselves, as in a step of ours
+PACKING = 32    # samples packed among themselves, twice a step of ours: fuller rows
 TILE_TOKENS = geometry_of(Model()).tokens
 WAYS = (*work.WAYS, "fast_rows")
 

@@ -6,7 +6,6 @@ ids come only from `Tokenizer.special`, which the chat template calls.
 
 import hashlib
 import json
-from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from nvlm_train.errors import DataError
 START, END = "<|im_start|>", "<|im_end|>"
 _IMAGE_NAMES = ("<image>", "<|vision_pad|>")
 _PAD_NAMES = ("<|endoftext|>", "<pad>", "<|pad|>", "<unk>")
-_SHORT = 128   # characters: roles, instructions and many a question come again and again, and a call costs more than their few words
 _CONTROL = {START, END, *_IMAGE_NAMES, *_PAD_NAMES}
 
 
@@ -39,7 +37,6 @@ class Tokenizer:
         self._library.no_padding()
         self._library.no_truncation()
         self._library.encode_special_tokens = True   # text that looks like a special token stays text
-        self._ids_of_short = lru_cache(maxsize=4096)(self._ids)
         vocabulary = self._library.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos_id = self.special(END)
@@ -69,9 +66,6 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; nothing is added before or after, and no id is a control token."""
-        return list(self._ids_of_short(text)) if len(text) <= _SHORT else self._ids(text)
-
-    def _ids(self, text: str) -> list[int]:
         return self._library.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids, skip_special: bool = True) -> str:
