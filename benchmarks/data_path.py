@@ -20,7 +20,6 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
-from skimage import data
 
 from benchmarks.results import tell
 from nvlm_train.data.images import decode, image_size
@@ -41,6 +40,8 @@ def restart_tuned() -> None:
 
 def make_jpegs(count: int) -> list[bytes]:
     """Crops of photographs, 480 to 1,200 px wide at several shapes, quality 85, as in web data."""
+    from skimage import data  # here, so that the paths below can be used where scikit-image is not installed
+
     photographs = [Image.fromarray(photo()) for photo in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
     rng = np.random.default_rng(0)
     jpegs = []

@@ -71,11 +71,20 @@ class Scratch:
 
 def _resize(image_1CHW: torch.Tensor, height: int, width: int, name: str, scratch: Scratch) -> torch.Tensor:
     """Antialiased bicubic, uint8 in and out, channels last in memory. Writes into scratch: [height, width, 3]."""
+    old_height, old_width = image_1CHW.shape[2:]
+    # F.interpolate is this operator without `out`, and resizes along rows first. One direction at a time gives the same bits, and
+    # what lies between the two is written to memory that is used again too.
+    if old_width != width and old_height != height:
+        image_1CHW = _resized_into(scratch.take("along rows", old_height * width * 3).view(old_height, width, 3), image_1CHW)
     resized_HWC = scratch.take(name, height * width * 3).view(height, width, 3)
-    # F.interpolate is this operator without `out`; the result is bit-equal.
-    torch.ops.aten._upsample_bicubic2d_aa.out(
-        image_1CHW, [height, width], False, None, None, out=resized_HWC.permute(2, 0, 1)[None])
+    _resized_into(resized_HWC, image_1CHW)
     return resized_HWC
+
+
+def _resized_into(out_HWC: torch.Tensor, image_1CHW: torch.Tensor) -> torch.Tensor:
+    """Resize to the size of `out_HWC` and write there: as [1, 3, height, width], channels last."""
+    out_1CHW = out_HWC.permute(2, 0, 1)[None]
+    return torch.ops.aten._upsample_bicubic2d_aa.out(image_1CHW, list(out_HWC.shape[:2]), False, None, None, out=out_1CHW)
 
 
 def tile(image: np.ndarray, grid: Grid, tile_size: int, thumbnail: bool = True, out: np.ndarray | None = None,

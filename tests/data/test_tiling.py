@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from data_toys import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,6 +85,15 @@ def test_reused_buffers_do_not_mix_pictures():
     tile(second, (1, 2), 28, scratch=scratch)
     np.testing.assert_array_equal(out, tile(first, (2, 1), 28))
     np.testing.assert_array_equal(tile(first, (2, 1), 28, scratch=scratch), out)
+
+
+@pytest.mark.parametrize("size", [(900, 700), (300, 200), (300, 700), (896, 333), (333, 448)])
+def test_one_direction_at_a_time_gives_the_bits_of_both_at_once(size):
+    """The second pass reads what the operator itself would keep between its two."""
+    pixels = picture(*size)
+    whole = torch.nn.functional.interpolate(torch.from_numpy(pixels).permute(2, 0, 1)[None], (448, 896), mode="bicubic", antialias=True)[0]
+    expected = torch.stack([whole[:, :, :448], whole[:, :, 448:]]).numpy()
+    np.testing.assert_array_equal(tile(pixels, (2, 1), 448, thumbnail=False), expected)
 
 
 def test_a_buffer_of_another_shape_is_refused():
