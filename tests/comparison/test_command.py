@@ -24,7 +24,7 @@ def compare(monkeypatch, tmp_path):
         asked = asked or comparison(tmp_path)
         starter, screen = Starter(jobs(asked), failing), io.StringIO()
         monkeypatch.setattr(running, "run_module", starter)
-        code = compare_command(asked, shared, console=Console(file=screen, width=200), **more)
+        code = compare_command(asked, shared, console=Console(file=screen, width=400), **more)
         path = tmp_path / "compare.json"
         return code, starter.started, screen.getvalue(), json.loads(path.read_text()) if path.exists() else None
     return run
