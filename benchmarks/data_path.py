@@ -23,7 +23,7 @@ from PIL import Image
 
 from benchmarks.results import tell
 from nvlm_train.data.images import decode, image_size
-from nvlm_train.data.tiling import Scratch, choose_grid, tile, tile_count, tiles_of_grid
+from nvlm_train.data.tiling import Scratch, choose_grid, empty_tiles, tile, tile_count, tiles_of_grid
 
 # One thread everywhere, and glibc kept from returning every buffer to the kernel, for all three contenders alike.
 TUNED = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1073741824",
@@ -57,7 +57,7 @@ def make_jpegs(count: int) -> list[bytes]:
 
 
 def ours() -> Callable[[bytes], np.ndarray]:
-    scratch, buffer = Scratch(), np.empty((MAX_TILES + 1, 3, TILE, TILE), np.uint8)
+    scratch, buffer = Scratch(), empty_tiles(MAX_TILES + 1, TILE)
 
     def path(jpeg: bytes):
         pixels = decode(jpeg, scratch)

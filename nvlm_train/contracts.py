@@ -95,7 +95,8 @@ class PackedBatch:
     labels_T:        int64, the next token of the same sample; 0 where loss_weights_T is 0.
     loss_weights_T:  float32, 0 for padding, prompts, visual tokens and the last token of each sample.
     cu_seqlens:      int32 [segments + 1], from 0 to T. Attention never crosses a boundary. Padding is a segment of its own.
-    tiles_nCPP:      uint8 [n, 3, P, P], only real tiles; n may be 0. Normalised on the device.
+    tiles_nCPP:      uint8 [n, 3, P, P], only real tiles; n may be 0. In memory colours may lie side by side; put into planes and
+                     normalised on the device.
     features_nLC:    what a frozen encoder makes of the tiles, in the compute dtype; `tiles_nCPP` is empty then. None: not cached.
     tile_starts_n:   int64, row position of the first visual token of each tile; -1 for the m tiles that are cross-attention memory.
     reads_s4:        int64, who reads what: the tokens [start, end) of the row read the memory tiles [first, last), numbered 0 to m - 1.

@@ -10,7 +10,6 @@ from nvlm_train.config.request import Comparison
 from nvlm_train.config.schema import Run
 from nvlm_train.errors import ConfigError
 
-
 # Features may be cached for one design and not for another, which would be quicker for it.
 OWN_WORK = "data.features=off"
 

@@ -20,7 +20,7 @@ from nvlm_train.data import chat
 from nvlm_train.data.images import decode, image_size
 from nvlm_train.data.layout import PictureLayout, architecture_problems, join_memory, lay_out, reads, shift_starts, tile_places
 from nvlm_train.data.tags import tile_tags
-from nvlm_train.data.tiling import Grid, Scratch, allowed_grids, choose_grid, tile, tiles_of_grid
+from nvlm_train.data.tiling import Grid, Scratch, allowed_grids, choose_grid, empty_tiles, tile, tiles_of_grid
 from nvlm_train.data.tokenizer import Tokenizer
 from nvlm_train.errors import ConfigError, DataError, SampleRefused
 from nvlm_train.geometry import geometry_of
@@ -219,7 +219,7 @@ class Encoder:
     def _tiles(self, sample: Sample, plan: Plan, out: np.ndarray | None, scratch: Scratch | None) -> np.ndarray:
         size = self.geometry.tile_size
         if out is None:
-            out = np.empty((plan.tiles, 3, size, size), dtype=np.uint8)
+            out = empty_tiles(plan.tiles, size)
         scratch = scratch or Scratch()
         at = 0
         for image, grid in zip(sample.images, plan.grids, strict=True):

@@ -13,7 +13,7 @@ from nvlm_train.data.encode import Encoder, Plan
 from nvlm_train.data.order import Pick
 from nvlm_train.data.packing import Cost, assign, pack_row
 from nvlm_train.data.sources import Source
-from nvlm_train.data.tiling import Scratch
+from nvlm_train.data.tiling import Scratch, empty_tiles
 from nvlm_train.errors import DataError, SampleRefused
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def _room(row: Sequence[PlannedSample], tile_size: int) -> np.ndarray | torch.Te
     """Where a row's tiles go, or their cached features."""
     tiles = sum(slot.plan.tiles for slot in row)
     if not tiles or row[0].source.features is None:
-        return np.empty((tiles, 3, tile_size, tile_size), dtype=np.uint8)
+        return empty_tiles(tiles, tile_size)
     key = row[0].source.features.key
     return torch.empty(tiles, key.tokens, key.width, dtype=key.dtype)
 

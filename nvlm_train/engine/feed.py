@@ -95,6 +95,6 @@ def _sent_features(light: Rows, full: Rows | None, groups: Groups, device: torch
 def _sent(own: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype, groups: Groups,
           device: torch.device) -> torch.Tensor:
     """A tensor of the reading rank on every rank of its tensor-parallel group, as bytes."""
-    tensor = torch.empty(*shape, dtype=dtype, device=device) if own is None else own.to(device)
+    tensor = torch.empty(*shape, dtype=dtype, device=device) if own is None else own.to(device).contiguous()
     dist.broadcast(tensor.view(torch.uint8), src=groups.model_ranks[0], group=groups.tensor_group)
     return tensor

@@ -154,7 +154,8 @@ class VisionEncoder(MegatronModule):
     def forward(self, tiles_nCPP: Tensor) -> Tensor:
         """uint8 [n, 3, P, P] -> [n, patches, C]. n may be 0. Runs without autograd when the encoder is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())):
-            pixels = ((tiles_nCPP.float() - self.mean) / self.std).to(self.patch_weight.dtype)
+            planes = tiles_nCPP.to(torch.float32, memory_format=torch.contiguous_format)     # colours come interleaved
+            pixels = ((planes - self.mean) / self.std).to(self.patch_weight.dtype)
             x = F.conv2d(pixels, self.patch_weight, self.patch_bias, stride=self.patch).flatten(2).transpose(1, 2)
             x = torch.cat((self.class_token.expand(len(x), -1, -1), x), 1) + self.position
             for layer in self.layers:
