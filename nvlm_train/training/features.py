@@ -18,7 +18,7 @@ from nvlm_train.engine.interface import Engine
 from nvlm_train.errors import DataError
 
 log = logging.getLogger(__name__)
-NOTHING = ""    # in place of a reason: there are no pictures, so nothing to say
+NOTHING = ""    # in place of a reason: there is nothing to say
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ def find_features(run: Run, tokenizer: Tokenizer, engine: Engine) -> StageFeatur
     """Look for cached features of the training blend and of the validation sources, each for itself. A collective.
 
     Call it once the engine has the weights that the stage starts from. `data.features=auto` takes a blend's features if every
-    shard with pictures has them, and says in one line why not. Raises DataError: a damaged file, or `require` and something is
-    lacking.
+    shard with pictures has them, and says in one line why not if some are there. Raises DataError: a damaged file, or `require` and
+    something is lacking.
     """
     if run.data.features == "off" or may_train(run.train.trainable, "vision"):
         return StageFeatures()
     key, found = None, {}
     for name in ("blend", "validation"):
-        reason = _agreed(run, engine, name, _at_first_sight)
+        reason = _agreed(run, engine, name, partial(_at_first_sight, run.data.features == "require"))
         if reason is None:
             # Hashing the encoder takes seconds where it is large: only if there may be a use for it.
             key = key or feature_key(Encoder(run.model, run.data, tokenizer), engine.encoder_fingerprint(), engine.dtype)
@@ -71,9 +71,11 @@ def _agreed(run: Run, engine: Engine, name: str, look: Callable[[Sequence[ShardF
     return next(filter(None, reasons), reasons[0])
 
 
-def _at_first_sight(folders: Sequence[ShardFolder]) -> str | None:
-    """Why features cannot be used, whatever the encoder; None if they may be."""
+def _at_first_sight(required: bool, folders: Sequence[ShardFolder]) -> str | None:
+    """Why features cannot be used, whatever the encoder; None if they may be. Who never cached any is not told that there are none."""
     cached = [folder for folder in folders if any_cached(folder)]
+    if not cached and not required:
+        return NOTHING
     for folder in folders:
         if folder not in cached and any(has_pictures(folder, shard) for shard in range(len(folder.entries))):
             return f"{folder.source} has none ({COMMAND} makes them)"
