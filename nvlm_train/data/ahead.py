@@ -20,6 +20,7 @@ class Ahead:
         """folders: of the order's sources, in its order."""
         self._order, self._folders, self._cache = order, list(folders), cache
         self._needed = cache.limit > 0 and any(folder.storage.remote for folder in self._folders)
+        self._seen: list | None = None
         self._told = False
 
     def look(self, slot: int) -> None:
@@ -27,15 +28,16 @@ class Ahead:
         if not self._needed:
             return
         shards = self._order.shards_from(slot)
-        now = [(number, shard) for number, source in enumerate(shards) for shard in source[0]]
-        following = [(number, shard) for number, source in enumerate(shards) for part in source[1:] for shard in part]
-        wanted = [pair for pair in dict.fromkeys(now + following) if self._folders[pair[0]].storage.remote]
-        used_now = sum(self._entry(*pair).size for pair in wanted if pair in set(now))
-        if used_now > self._cache.limit:
-            self._tell(used_now)
+        if shards == self._seen:
+            return
+        self._seen = shards
+        now, following = self._remote(shards, 0), self._remote(shards, 1)
+        used = sum(self._entry(*pair).size for pair in now)
+        if used > self._cache.limit:
+            self._tell(used)
             return
         room, kept = self._cache.limit, []
-        for pair in wanted:
+        for pair in dict.fromkeys(now + following):
             room -= self._entry(*pair).size
             if room < 0:
                 break
@@ -43,6 +45,11 @@ class Ahead:
         self._cache.keep = frozenset(self._entry(*pair).sha256 for pair in kept)
         for number, folder in enumerate(self._folders):
             folder.storage.expect([self._entry(*pair) for pair in kept if pair[0] == number])
+
+    def _remote(self, shards: Sequence[Sequence[Sequence[int]]], part: int) -> list[tuple[int, int]]:
+        """(source, shard) of what remote sources read now (part 0) or next (1; there is none without windows)."""
+        return [(number, shard) for number, source in enumerate(shards) if self._folders[number].storage.remote
+                for shard in (source[part] if part < len(source) else ())]
 
     def _entry(self, number: int, shard: int) -> ShardEntry:
         return self._folders[number].entries[shard]

@@ -133,6 +133,8 @@ class RemoteFolder:
             for shard in missing[:1]:
                 try:
                     kept = self._cache.store(shard, partial(self._whole, shard))
+                except _Closed:
+                    return
                 except DataError as error:
                     log.warning("%s: %s. Its samples are read one by one meanwhile", self.name, error)
                     kept = False
@@ -143,7 +145,7 @@ class RemoteFolder:
                     self._news.wait(1.0)
 
     def _whole(self, shard: ShardEntry) -> Iterator[bytes]:
-        """A shard's bytes in order, a few requests ahead. Ends early, which its hash shows, if the folder is closed meanwhile."""
+        """A shard's bytes in order, a few requests ahead. Raises _Closed if the folder is closed meanwhile."""
         waiting: deque[Future] = deque()
         url = f"{self.name}/{shard.name}"
         for start in range(0, shard.size, CHUNK):
@@ -153,7 +155,7 @@ class RemoteFolder:
             if len(waiting) == _CHUNKS_AHEAD:
                 yield self._wait(waiting.popleft())
             if self._closed:
-                return
+                raise _Closed
         while waiting:
             yield self._wait(waiting.popleft())
 
@@ -186,6 +188,10 @@ class RemoteFolder:
                         raise
                     found[name] = None
         return found
+
+
+class _Closed(Exception):
+    """Nobody will read from the folder any more."""
 
 
 class _Absent(DataError):

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -118,10 +118,11 @@ class ShardCache:
         found = []
         for path in self._shards.iterdir():
             if path.suffix == _PART and not _is_locked(path):
-                path.unlink()       # whoever fetched it died
+                path.unlink(missing_ok=True)    # whoever fetched it died
             elif path.name != ".lock":
-                about = path.stat()
-                found.append((about.st_mtime_ns, about.st_size, path))
+                with suppress(FileNotFoundError):       # just now it became a shard, or was forgotten
+                    about = path.stat()
+                    found.append((about.st_mtime_ns, about.st_size, path))
         excess = sum(taken for _, taken, _ in found) + size - self.limit
         may_go = sorted(entry for entry in found if entry[2].suffix != _PART and entry[2].name not in self.keep)
         if excess > sum(taken for _, taken, _ in may_go):
@@ -129,7 +130,7 @@ class ShardCache:
         for _, taken, path in may_go:
             if excess <= 0:
                 break
-            path.unlink()
+            path.unlink(missing_ok=True)
             excess -= taken
         return True
 

@@ -197,6 +197,17 @@ def test_a_cache_too_small_for_the_order_is_told(bucket, tokenizer, tmp_path, ca
     assert "no shard is kept on the local disk" in caplog.text and "data.shuffle_window" in caplog.text
 
 
+def test_closing_in_the_middle_of_a_shard_is_no_failure(bucket, tmp_path, network, caplog, monkeypatch):
+    """A run that ends leaves no half of a shard and says nothing of it."""
+    monkeypatch.setattr(remote, "CHUNK", 1000)
+    far = ShardFolder(bucket, "x", ShardCache(tmp_path / "c", limit=10**9))
+    far.storage.expect(far.entries)
+    assert eventually(lambda: list((tmp_path / "c" / "shards").glob("*.part")))
+    far.close()
+    assert eventually(lambda: not far.storage._fetcher.is_alive())
+    assert not list((tmp_path / "c" / "shards").glob("*.part")) and "SHA-256" not in caplog.text
+
+
 def test_a_full_disk_only_costs_time(bucket, shards, tmp_path, monkeypatch, caplog):
     far = ShardFolder(bucket, "x", ShardCache(tmp_path / "c", limit=10**9))
     (tmp_path / "c" / "shards").mkdir(parents=True)
