@@ -143,7 +143,7 @@ def test_compare_tells_what_it_would_train_and_hands_on_its_exit_code(tmp_path, 
     words = ["compare", "designs=nvlm_d_tiny,nvlm_h_tiny", "seeds=3,4", "train.lr=0.5"]
     assert cli.main([*words, "--dry-run"]) == 0
     told = capsys.readouterr().out
-    assert told.startswith("4 trainings") and "nvlm train train.lr=0.5 recipe=nvlm_h_tiny train.seed=4" in told
+    assert told.startswith("4 trainings") and "nvlm train data.features=off train.lr=0.5 recipe=nvlm_h_tiny train.seed=4" in told
     assert list(tmp_path.iterdir()) == []
 
     got = {}
