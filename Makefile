@@ -42,7 +42,7 @@ demo: $(DEMO)  ## both stages on real pictures, evaluated, with a report: about 
 demo-all: $(DEMO)  ## NVLM-D, -X and -H on the demo's data, compared on one page: about 16 minutes on two cores
 	$(PY) -m data_prep.demo_all
 
-test: $(STAMP)  ## the core suite: at most 15 minutes on two cores
+test: $(STAMP)  ## the core suite: at most 20 minutes on two cores
 	$(PYTEST)
 
 test-fast: $(STAMP)  ## without slow and multi-process tests: at most 90 seconds

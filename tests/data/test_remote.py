@@ -19,6 +19,7 @@ from nvlm_train.errors import DataError, SampleRefused
 
 pytest.importorskip("s3fs", reason="the remote extra is not installed")
 moto_server = pytest.importorskip("moto.server", reason="moto, an S3 server for tests, is not installed")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

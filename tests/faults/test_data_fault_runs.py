@@ -83,6 +83,7 @@ def test_each_fault_is_skipped_once_an_epoch_counted_and_logged(undisturbed, fol
     assert (use.slots, use.least, use.most, use.refused) == (STEPS * BATCH, 3, 3, {reason: 3 * n for reason, n in Counter(reasons.values()).items()})
 
 
+@pytest.mark.full
 def test_too_many_over_all_ranks_stop_the_run_where_it_would_have_stopped_without_the_kill(undisturbed, stopped):
     """Two ranks share the slots: had each counted its own, or only those since the kill, neither would ever see a hundred."""
     run_dir, said = stopped

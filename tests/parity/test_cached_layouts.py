@@ -16,6 +16,7 @@ STEPS = 8
 LAYOUTS = ("layout.tensor=2 layout.sequence=true", "layout.pipeline=2", "layout.tensor=1")      # the last: DP 2
 
 
+@pytest.mark.full
 @pytest.mark.distributed
 def test_cached_features_change_nothing(tmp_path, monkeypatch):
     """Cached under the first layout, read under each. NVLM-H has tiles in the sequence and in the memory."""
