@@ -77,7 +77,7 @@ def _verify_shard(number: int, folder: Path) -> tuple[int, int, list[str]]:
     if (digest := file_sha256(folder / entry.name)) != entry.sha256:
         problems.append(f"{folder / entry.name}: SHA-256 is {digest}, the index says {entry.sha256}")
     shards = ShardFolder(folder, "")
-    first = sum(before.samples for before in shards.entries[:number])
+    first = shards.first(number)
     refused = read_shard_index(folder, entry).refused
     for place in range(entry.samples):
         try:

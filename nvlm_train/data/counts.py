@@ -93,7 +93,7 @@ class TextCounts:
 
     def _count(self, number: int) -> _Counts:
         entry, index = self._folder.entries[number], self._folder.index(number)
-        first = sum(before.samples for before in self._folder.entries[:number])
+        first = self._folder.first(number)
         counts, refused = np.zeros(entry.samples, dtype=np.int64), {}
         for place, record in self._folder.records(number):
             try:

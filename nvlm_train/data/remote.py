@@ -101,9 +101,7 @@ class RemoteFolder:
         kept = self._cache.read(shard, offset, size)
         if kept is not None:
             return lambda: kept
-        request = partial(self._files._cat_file, self._at(shard.name), start=offset, end=offset + size)
-        asked = self._start(partial(_exactly, request, size), f"{self.name}/{shard.name}")
-        return partial(self._wait, asked)
+        return partial(self._wait, self._range(shard, offset, size))
 
     def read_at(self, shard: ShardEntry, offset: int, size: int) -> bytes:
         return self.start(shard, offset, size)()
@@ -147,11 +145,8 @@ class RemoteFolder:
     def _whole(self, shard: ShardEntry) -> Iterator[bytes]:
         """A shard's bytes in order, a few requests ahead. Raises _Closed if the folder is closed meanwhile."""
         waiting: deque[Future] = deque()
-        url = f"{self.name}/{shard.name}"
         for start in range(0, shard.size, CHUNK):
-            size = min(CHUNK, shard.size - start)
-            request = partial(self._files._cat_file, self._at(shard.name), start=start, end=start + size)
-            waiting.append(self._start(partial(_exactly, request, size), url))
+            waiting.append(self._range(shard, start, min(CHUNK, shard.size - start)))
             if len(waiting) == _CHUNKS_AHEAD:
                 yield self._wait(waiting.popleft())
             if self._closed:
@@ -160,6 +155,11 @@ class RemoteFolder:
             yield self._wait(waiting.popleft())
 
     # Requests
+
+    def _range(self, shard: ShardEntry, offset: int, size: int) -> Future:
+        """Exactly these bytes of a shard, asked of the server."""
+        request = partial(self._files._cat_file, self._at(shard.name), start=offset, end=offset + size)
+        return self._start(partial(_exactly, request, size), f"{self.name}/{shard.name}")
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -57,7 +57,11 @@ class ShardFolder:
         if not 0 <= sample < len(self):
             raise IndexError(f"sample {sample} of {len(self)} in {self.name}")
         shard = bisect_right(self._ends, sample)
-        return shard, sample - (self._ends[shard] - self.entries[shard].samples)
+        return shard, sample - self.first(shard)
+
+    def first(self, shard: int) -> int:
+        """Number of a shard's first sample."""
+        return self._ends[shard] - self.entries[shard].samples
 
     def key(self, sample: int) -> str:
         shard, place = self.locate(sample)

@@ -53,7 +53,7 @@ class Progress:
 
 def planned(source: Source, shard: int) -> Iterator[PlannedSample]:
     """The samples of a shard that have tiles, in order; without those that are refused before anything is decoded."""
-    first = sum(entry.samples for entry in source.folder.entries[:shard])
+    first = source.folder.first(shard)
     for sample in range(first, first + source.folder.entries[shard].samples):
         try:
             plan = source.plan(sample)

@@ -40,11 +40,12 @@ def find_features(run: Run, tokenizer: Tokenizer, engine: Engine) -> StageFeatur
         return StageFeatures()
     key, found = None, {}
     for name in ("blend", "validation"):
-        reason = _agreed(run, engine, name, partial(_at_first_sight, run.data.features == "require"))
+        folders: list[ShardFolder] = []
+        reason = _agreed(engine, name, partial(_open_and_look, run, engine, name, folders))
         if reason is None:
             # Hashing the encoder takes seconds where it is large: only if there may be a use for it.
             key = key or feature_key(Encoder(run.model, run.data, tokenizer), engine.encoder_fingerprint(), engine.dtype)
-            reason = _agreed(run, engine, name, partial(_under, key))
+            reason = _agreed(engine, name, partial(_under, key, folders))
         if reason is None:
             found[name] = key
             log.info("%s: data.%s: the vision encoder's features are read from beside the shards (key %s)",
@@ -56,19 +57,19 @@ def find_features(run: Run, tokenizer: Tokenizer, engine: Engine) -> StageFeatur
     return StageFeatures(**found)
 
 
-def _agreed(run: Run, engine: Engine, name: str, look: Callable[[Sequence[ShardFolder]], str | None]) -> str | None:
-    """What `look` finds in a blend's folders, the same on every rank: the first reason of a rank against it, if there is one.
-
-    Validation rows are built on every rank, training rows on those that read.
-    """
-    blend = getattr(run.data, name)
-    looks = engine.reads_data or name == "validation"
-
-    def reason() -> str | None:
-        return look([ShardFolder(source.path, source_name, cache_of(run.data)) for source_name, source in blend.items()]) if looks else None
-
+def _agreed(engine: Engine, name: str, reason: Callable[[], str | None]) -> str | None:
+    """What `reason` finds in a blend's folders, the same on every rank: the first reason of a rank against it, if there is one."""
     reasons = on_every_rank(engine, f"looking for cached features of data.{name}", reason, DataError)
     return next(filter(None, reasons), reasons[0])
+
+
+def _open_and_look(run: Run, engine: Engine, name: str, folders: list[ShardFolder]) -> str | None:
+    """Fill `folders` where a blend is read, and take a first look. Validation rows are built on every rank, training rows on those
+    that read."""
+    if engine.reads_data or name == "validation":
+        cache = cache_of(run.data)
+        folders.extend(ShardFolder(source.path, source_name, cache) for source_name, source in getattr(run.data, name).items())
+    return _at_first_sight(run.data.features == "require", folders)
 
 
 def _at_first_sight(required: bool, folders: Sequence[ShardFolder]) -> str | None:

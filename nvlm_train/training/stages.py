@@ -22,7 +22,7 @@ from nvlm_train.engine.agree import on_every_rank, on_main
 from nvlm_train.engine.checkpoint import VALIDATION_LOSS, CheckpointStore, SaveFacts, load, load_backbones, resolve
 from nvlm_train.engine.folders import is_checkpoint
 from nvlm_train.engine.interface import Engine
-from nvlm_train.engine.manifest import Manifest, fingerprint
+from nvlm_train.engine.manifest import fingerprint
 from nvlm_train.errors import ConfigError, DataError, TrainingError
 from nvlm_train.model.accounting import peak_flops
 from nvlm_train.training.builtin import with_builtin_data
@@ -107,12 +107,11 @@ def load_backbones_of(run: Run, engine: Engine, own: dict) -> None:
 def _open_data(run: Run, tokenizer: Tokenizer, engine: Engine, start: Start, features: StageFeatures) -> AbstractContextManager:
     """The loader on ranks that read, nothing on the others. Data that cannot be opened stops every rank."""
     opened = []
-    history = Manifest.read(start.checkpoint).extra.get(DATA_SEGMENTS, []) if start.resumed else []
 
     def open_it() -> None:
         if engine.reads_data:
-            opened.append(build_loader(run, tokenizer, engine.data_rank, engine.data_size, start.cursor, _multiple(run), history=history,
-                                       features=features.blend))
+            opened.append(build_loader(run, tokenizer, engine.data_rank, engine.data_size, start.cursor, _multiple(run),
+                                       history=start.extra.get(DATA_SEGMENTS, ()), features=features.blend))
 
     on_every_rank(engine, "opening the data", open_it, DataError)
     return opened[0] if opened else nullcontext()
@@ -161,7 +160,7 @@ def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenize
     run_dir = Path(run.run.dir)
     logs = Logs(run_dir) if engine.is_main else None
     sinks: list[Sink] = [logs, ProgressLine(run), *telemetry(runs, run, run_dir, start.step)] if logs else []
-    budget = RefusedBudget(run, Manifest.read(start.checkpoint).extra.get(REFUSED) if start.resumed else None)
+    budget = RefusedBudget(run, start.extra.get(REFUSED))
     hooks: list[Hook] = [Recorder(
         run, engine, sinks, checks=[budget], flush_at=lambda step: saves_at(run, step),
         devices=len(engine.gather_objects(None)), peak=peak_flops(_device_name(run)),

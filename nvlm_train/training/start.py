@@ -1,8 +1,8 @@
 """Where a job begins: which stages are still to run, and from which weights each of them starts."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nvlm_train.config.schema import Run
@@ -20,12 +20,14 @@ class Start:
     checkpoint: a complete step folder, or None for the backbones with a fresh connector.
     step, cursor: finished steps, and consumed slots of the order. Where a stage is resumed they are the checkpoint's, and the
                   optimizer goes on too; otherwise they are 0 and only the weights are taken.
+    extra:        what a resumed stage put into that checkpoint beside its state (`SaveFacts.extra`); empty otherwise.
     """
 
     checkpoint: Path | None = None
     resumed: bool = False
     step: int = 0
     cursor: int = 0
+    extra: Mapping = field(default_factory=dict, compare=False)
 
     def told(self, run: Run) -> str:
         """One sentence for the console."""
@@ -78,7 +80,7 @@ def _resumed(path: Path, run: Run) -> Start:
             f"{run.train.global_batch} a step: steps and learning rate would no longer fit the data. Keep the batch, or start a "
             f"new run.dir from these weights by init={path}"
         )
-    return Start(path, True, manifest.step, manifest.cursor)
+    return Start(path, True, manifest.step, manifest.cursor, manifest.extra)
 
 
 def start_of(run: Run, before: Run | None) -> Start:
