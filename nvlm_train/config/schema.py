@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 class Vision:
     """Vision encoder (paper section 4.1; InternViT). Defaults: InternViT-6B-448px-V1-5 in layout, sizes are the recipe's."""
 
+    family: str = "internvit"   # internvit | clip | siglip: under which names and layout its published weights come
+    source: str | None = None   # Hugging Face repository it was published in, and its licence: for model cards
+    licence: str | None = None
     layers: int = 45
     hidden: int = 3200
     heads: int = 25
@@ -24,8 +27,14 @@ class Vision:
     qk_norm: bool = True        # RMSNorm over the full width, all heads together; 300M: false
     layer_scale: bool = True
     layer_scale_init: float = 0.1
+    first_norm: bool = False    # a norm before the first layer (CLIP)
     final_norm: bool = False
-    weights: str | None = None  # a pretrained encoder: safetensors file or folder, or a checkpoint of any architecture
+    class_token: bool = True    # stands before the patches, and is dropped from the features; SigLIP: false
+    patch_bias: bool = True     # CLIP: false
+    activation: str = "gelu"    # gelu | quick_gelu (CLIP) | gelu_tanh (SigLIP)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)     # of the colours that it was trained on, and their spread: ImageNet's
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    weights: str | None = None  # a pretrained encoder: imported folder, safetensors, or a checkpoint of any architecture
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,7 @@ class Connector:
     norm_eps: float = 1e-5
     resampler_tokens: int = 0   # 0: none (the paper); else tokens that a perceiver resampler makes of each tile (Flamingo)
     resampler_layers: int = 2
+    weights: str | None = None  # as the vision encoder's; default: fresh
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,9 @@ class CrossAttention:
 class Language:
     """Decoder-only language model: Llama/Qwen2 family (RMSNorm, RoPE, SwiGLU, grouped-query attention)."""
 
+    family: str = "llama"       # llama | qwen2: under which names its published weights come
+    source: str | None = None   # as the vision encoder's
+    licence: str | None = None
     layers: int = 80
     hidden: int = 8192
     heads: int = 64
@@ -130,7 +143,8 @@ class Source:
 class Data:
     blend: dict[str, Source] = field(default_factory=dict)
     validation: dict[str, Source] = field(default_factory=dict)
-    format: str = "chat"        # pretrain (no roles) | chat (ChatML)
+    format: str = "chat"        # pretrain (no roles) | chat
+    template: str = "chatml"    # of chat: how turns are written, the language model's own
     system_prompt: str | None = "Follow the user's instruction and answer questions."
     max_tokens: int = 3200      # one sample
     pack_tokens: int = 4096     # one row, T

@@ -60,7 +60,8 @@ def feature_key(encoder: Encoder, weights: str, dtype: torch.dtype) -> FeatureKe
     A grid depends on what else a sample holds, since a long one gets fewer tiles: hence text, and the tokens that each grid adds.
     """
     data, geometry = encoder.data, encoder.geometry
-    vision = {name: value for name, value in asdict(encoder.model.vision).items() if name not in ("weights", "layer_scale_init")}
+    vision = {name: value for name, value in asdict(encoder.model.vision).items() 
+              if name not in ("weights", "layer_scale_init", "family", "source", "licence")}
     parts = {
         "weights": weights, "precision": str(dtype).removeprefix("torch."),
         "encoder": " ".join(f"{name}={value}" for name, value in vision.items()),

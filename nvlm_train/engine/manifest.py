@@ -22,6 +22,10 @@ from nvlm_train.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+# Of a component's settings, those that say nothing of what its weights mean; and those that came after the first checkpoints, which
+# are in a fingerprint only if they differ from their defaults.
+_NOT_OF_WEIGHTS = {"weights", "layer_scale_init", "family", "source", "licence"}
+_LATER = {"first_norm", "class_token", "patch_bias", "activation", "mean", "std"}
 _CHUNK = 1 << 22
 
 
@@ -136,8 +140,9 @@ def fingerprint(run: Run, tokenizer_sha256: str) -> dict[str, Any]:
     """
     model = run.model
     parts = {"vision": model.vision, "connector": model.connector, "language": model.language}
-    flat = {f"{part}.{name}": value for part, settings in parts.items()
-            for name, value in dataclasses.asdict(settings).items() if name not in ("weights", "layer_scale_init")}
+    flat = {f"{part}.{name}": list(value) if isinstance(value, tuple) else value for part, settings in parts.items()
+            for name, value in dataclasses.asdict(settings).items()
+            if name not in _NOT_OF_WEIGHTS and not (name in _LATER and value == getattr(type(settings), name))}
     if not model.connector.resampler_tokens:
         flat = {name: value for name, value in flat.items() if "resampler" not in name}
     cross = model.cross_attention

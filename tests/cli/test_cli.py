@@ -12,6 +12,7 @@ from nvlm_train import cli
 from nvlm_train.config.compose import compose, to_yaml
 from nvlm_train.errors import NvlmError
 from nvlm_train.training.preemption import Preempted
+from nvlm_train.verbs import Verb
 
 ROOT = Path(cli.__file__).resolve().parents[1]
 TINY = "recipe=nvlm_d_tiny"
@@ -159,19 +160,19 @@ def test_errors_for_people_end_with_one_and_others_with_a_traceback(monkeypatch,
     def refuse(words, flags):
         raise NvlmError("the disk is full\nfree 3 GiB")
 
-    monkeypatch.setitem(cli.VERBS, "train", cli.Verb(refuse, "", ""))
+    monkeypatch.setitem(cli.VERBS, "train", Verb(refuse, "", ""))
     assert cli.main(["train"]) == 1
     assert capsys.readouterr().err == "nvlm: the disk is full\n      free 3 GiB\n"
 
     def stop(words, flags):
         raise Preempted("stopped as told")
 
-    monkeypatch.setitem(cli.VERBS, "train", cli.Verb(stop, "", ""))
+    monkeypatch.setitem(cli.VERBS, "train", Verb(stop, "", ""))
     assert cli.main(["train"]) == 75
 
     def stumble(words, flags):
         raise ZeroDivisionError
 
-    monkeypatch.setitem(cli.VERBS, "train", cli.Verb(stumble, "", ""))
+    monkeypatch.setitem(cli.VERBS, "train", Verb(stumble, "", ""))
     with pytest.raises(ZeroDivisionError):
         cli.main(["train"])
