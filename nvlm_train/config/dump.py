@@ -29,10 +29,15 @@ def is_secret(name: str) -> bool:
 def redact(tree: Any) -> Any:
     """A copy with the values of secret keys, and logins inside addresses, replaced."""
     if isinstance(tree, dict):
-        return {key: REDACTED if is_secret(str(key)) and value is not None else redact(value) for key, value in tree.items()}
+        return {key: REDACTED if _tells(str(key), value) else redact(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
         return [redact(item) for item in tree]
     return _URL_LOGIN.sub(rf"\1{REDACTED}@", tree) if isinstance(tree, str) else tree
+
+
+def _tells(key: str, value: Any) -> bool:
+    """Whether a value is a secret: that something is on or off (`class_token: true`) is none."""
+    return is_secret(key) and value is not None and not isinstance(value, bool)
 
 
 def as_tree(runs: Run | Sequence[Run]) -> dict:
