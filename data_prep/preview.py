@@ -64,7 +64,9 @@ def _encoder(options: argparse.Namespace) -> Encoder:
     model = {"architecture": options.architecture, "tokenizer": options.tokenizer}
     data = {"format": options.format, "max_tokens": options.max_tokens, "pack_tokens": options.max_tokens, "max_tiles": options.max_tiles}
     run = replace(run, model=replace(run.model, **_given(model)), data=replace(run.data, **_given(data)))
-    return Encoder(run.model, run.data, load_tokenizer(run.model.tokenizer))
+    # Another tokenizer brings the template of its own model.
+    tokenizer = load_tokenizer(run.model.tokenizer, None if options.tokenizer else run.data.template)
+    return Encoder(run.model, replace(run.data, template=tokenizer.template.name), tokenizer)
 
 
 def _given(values: Mapping) -> dict:

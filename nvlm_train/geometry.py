@@ -39,7 +39,7 @@ class TileGeometry:
         if self.tile_size % self.patch:
             found.append(f"tile size {self.tile_size} px is not a multiple of the patch, {self.patch} px")
         elif self.grid % self.shuffle:
-            found.append(f"{self.grid} patches a side cannot be shuffled {self.shuffle}x{self.shuffle}: use an even number of patches")
+            found.append(f"{self.grid} patches a side cannot be shuffled {self.shuffle}x{self.shuffle}: use a shuffle that divides them")
         return found
 
 

@@ -1,4 +1,4 @@
-"""What `eval`, `generate` and `compare` are asked beside a run's settings: a checkpoint, pictures, a question, designs.
+"""What `eval`, `generate`, `compare` and `plan` are asked beside a run's settings: a checkpoint, pictures, a question, designs.
 
 These keys are no part of a run, and are read literally, so a question needs no quotes beyond the shell's.
 """
@@ -41,6 +41,64 @@ class Comparison:
     tasks: dict[str, str] = field(default_factory=dict)     # name -> folder of questions; none: the run's data.validation
     dir: str = "runs/compare"
     eval: Eval = field(default_factory=Eval)
+
+
+@dataclass(frozen=True)
+class Assume:
+    """Samples that `nvlm plan` reckons with where it cannot read a stage's shards; what is not given: `planning/samples.py`."""
+
+    text_share: float | None = None     # of samples without a picture, 0 to 1
+    tiles: int | None = None            # of every picture, thumbnail included
+    text_tokens: int | None = None      # of every sample, tags not counted
+    learned: float | None = None        # share of a text's tokens with a loss, 0 to 1
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """The cluster that `nvlm plan` is asked about."""
+
+    nodes: int = 1
+    gpu: str = "h100"
+    gpus_per_node: int = 8
+    assume: Assume = field(default_factory=Assume)
+
+
+def take_plan(words: Sequence[str]) -> tuple[PlanRequest, list[str]]:
+    """(what is asked, the other words, which are settings). Raises ConfigError with every problem found."""
+    tree: dict = {"assume": {}}
+    rest, problems = [], []
+    for word in words:
+        key, equals, value = word.partition("=")
+        group, _, name = key.rpartition(".")
+        try:
+            if equals and key in ("nodes", "gpus_per_node"):
+                tree[key] = _number(key, value)
+            elif equals and key == "gpu":
+                tree[key] = value
+            elif equals and group == "assume":
+                tree["assume"][name] = value if name not in key_paths(Assume) else _amount(key, value)
+            else:
+                rest.append(word)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    request = build(PlanRequest, tree)
+    shares = {"text_share": request.assume.text_share, "learned": request.assume.learned}
+    problems = [f"{key}={tree[key]} must be at least 1" for key in ("nodes", "gpus_per_node") if tree.get(key, 1) < 1]
+    problems += [f"assume.{name}={share:g} must lie between 0 and 1" for name, share in shares.items() if not 0 <= (share or 0) <= 1]
+    problems += [f"assume.{name}={count} must be at least 1" for name, count in
+                 (("tiles", request.assume.tiles), ("text_tokens", request.assume.text_tokens)) if (1 if count is None else count) < 1]
+    if problems:
+        raise ConfigError(problems)
+    return request, rest
+
+
+def _amount(key: str, text: str) -> float:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise ConfigError(f"{key}: expected a number, got {text!r}") from error
 
 
 def take_comparison(words: Sequence[str]) -> tuple[Comparison, list[str]]:

@@ -34,7 +34,7 @@ CHOICES = {
     "model.tags.kind": ("none", "1d", "2d_grid", "2d_bbox"),
     "train.schedule": ("cosine", "constant"),
     "data.format": ("pretrain", "chat"),
-    "data.template": ("chatml",),
+    "data.template": ("chatml", "llama3"),
     "data.weigh_by": ("samples", "tokens"),
     "data.features": ("auto", "off", "require"),
     "run.wandb": ("off", "offline", "online"),
@@ -54,7 +54,7 @@ AT_LEAST = {
         "model.cross_attention.kv_heads", "model.tags.max_tokens",
         "model.language.layers", "model.language.hidden", "model.language.heads", "model.language.kv_heads",
         "model.language.head_dim", "model.language.ffn", "model.language.vocab",
-        "train.steps", "train.global_batch", "train.max_bad_steps",
+        "train.steps", "train.global_batch", "train.max_bad_steps", "train.decay_steps",
         "data.max_tokens", "data.pack_tokens", "data.max_tiles", "data.pack_tiles", "data.prefetch",
         "layout.tensor", "layout.pipeline", "layout.virtual", "layout.context",
         "run.keep_last", "run.log_every", "run.eval_batches", "run.timeout_s",
@@ -140,6 +140,9 @@ def learning_rate(run: Run) -> Iterator[str]:
         yield f"train.min_lr={train.min_lr} is above train.lr={train.lr}: the schedule falls to min_lr; lower that too"
     if train.warmup_steps >= train.steps:
         yield f"train.warmup_steps={train.warmup_steps} must be less than train.steps={train.steps}: lr would never be reached"
+    if train.decay_steps is not None and train.warmup_steps >= train.decay_steps:
+        yield (f"train.warmup_steps={train.warmup_steps} must be less than train.decay_steps={train.decay_steps}: "
+               "the rate falls between the two")
 
 
 def trained_parts(run: Run) -> Iterator[str]:
@@ -175,6 +178,17 @@ def model_shapes(run: Run) -> Iterator[str]:
         yield f"model.language.kv_heads={language.kv_heads} must divide model.language.heads={language.heads}"
     if language.head_dim % 2:
         yield f"model.language.head_dim={language.head_dim} must be even: rotary positions turn pairs of channels"
+
+
+def vision_colours(run: Run) -> Iterator[str]:
+    """Three each, counted from 0 to 1: some places publish them for 0 to 255."""
+    for name in ("mean", "std"):
+        values = getattr(run.model.vision, name)
+        if len(values) != 3:
+            yield f"model.vision.{name}={list(values)} has {len(values)} numbers: give 3, for red, green and blue"
+        elif not all(0 < value <= 1 for value in values):
+            yield (f"model.vision.{name}={list(values)} must lie above 0 and at most at 1: colours count from 0 to 1 here, divide "
+                   "numbers for 0 to 255 by 255")
 
 
 def token_budgets(run: Run) -> Iterator[str]:
@@ -217,8 +231,8 @@ def _source(key: str, source: Source) -> Iterator[str]:
 
 def tensor_layout(run: Run) -> Iterator[str]:
     tensor, language = run.layout.tensor, run.model.language
-    # The vision encoder is absent on purpose: its heads are padded with empty ones (25 of InternViT-6B divide by nothing).
-    for name in ("heads", "kv_heads", "ffn", "vocab"):
+    # Absent on purpose, since they are padded: the vision encoder's heads (25 of InternViT-6B divide by nothing), the vocabulary.
+    for name in ("heads", "kv_heads", "ffn"):
         if (size := getattr(language, name)) % tensor:
             yield f"layout.tensor={tensor} must divide model.language.{name}={size}"
     if (size := run.model.vision.ffn) % tensor:
@@ -305,6 +319,6 @@ def setting(run: Run, key: str) -> Any:
 
 
 RULES: tuple[Rule, ...] = (
-    amounts, choices, not_yet, model_shapes, tile_geometry, trained_parts, cached_features, learning_rate, token_budgets,
+    amounts, choices, not_yet, model_shapes, vision_colours, tile_geometry, trained_parts, cached_features, learning_rate, token_budgets,
     tile_budgets, blend, tensor_layout, pipeline_layout, run_directory, *CROSS_RULES,
 )

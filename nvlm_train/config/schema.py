@@ -118,6 +118,7 @@ class Train:
     lr: float = 1e-4
     min_lr: float = 1e-5
     warmup_steps: int = 0
+    decay_steps: int | None = None  # the rate has come to min_lr by then, and stays there; default: by the last step
     schedule: str = "cosine"    # cosine | constant
     weight_decay: float = 0.1
     beta1: float = 0.9

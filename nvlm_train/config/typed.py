@@ -4,6 +4,7 @@ Knows nothing of Hydra, YAML or recipes: it reads the dataclasses of `schema` (o
 """
 
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Iterator
@@ -103,7 +104,9 @@ def is_text(kind: Any) -> bool:
     return _optional(kind)[0] is str
 
 
+@functools.cache
 def _kinds(cls: type) -> dict[str, Any]:
+    """Field -> type, of a dataclass. Kept: a run asks hundreds of times. Not to be changed."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in fields(cls)}
 

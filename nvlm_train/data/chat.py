@@ -1,14 +1,14 @@
 """Conversations to segments: what is text, what is a special token, where pictures stand, and what is learned.
 
-Two formats (paper Figures 11 and 12). `chat` is ChatML: assistant text, its `<|im_end|>` and the newline after it are learned,
-all else is context. `pretrain` has no roles: pictures, instruction, newline, answer, `<|im_end|>`, with loss on the last two.
+Two formats (paper Figures 11 and 12). `chat` has the turns of a template (`templates`): assistant text, the token that ends it
+and what stands behind that are learned, all else is context. `pretrain` has no roles: pictures, instruction, newline, answer, the
+ending token, with loss on the last two.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from nvlm_train.contracts import IMAGE_PLACEHOLDER, Turn
-from nvlm_train.data.tokenizer import END, START
+from nvlm_train.data.templates import CHATML, Picture, Segment, Special, Template, Text
 from nvlm_train.errors import SampleRefused
 
 FORMATS = ("chat", "pretrain")
@@ -16,32 +16,6 @@ IMAGE_OPEN, IMAGE_CLOSE = "<Image>", "</Image>"
 VERSION = 2   # part of the template's fingerprint: raise it whenever the text of a rendered sample, or what is refused, changes
 
 _ROLES = ("system", "user", "assistant")
-
-
-@dataclass(frozen=True)
-class Text:
-    """Plain text, tokenised by itself."""
-
-    text: str
-    learned: bool = False
-
-
-@dataclass(frozen=True)
-class Special:
-    """One special token, by name."""
-
-    token: str
-    learned: bool = False
-
-
-@dataclass(frozen=True)
-class Picture:
-    """The place of one picture's tiles and tags; `index` counts the sample's pictures."""
-
-    index: int
-
-
-Segment = Text | Special | Picture
 
 
 def _place_images(turns: Sequence[Turn], n_images: int, chat: bool) -> list[Turn]:
@@ -75,22 +49,24 @@ def _merge(segments: Iterable[Segment]) -> list[Segment]:
     return merged
 
 
-def _render(turns: Sequence[Turn], chat: bool) -> Iterable[Segment]:
+def _render(turns: Sequence[Turn], chat: bool, template: Template) -> Iterable[Segment]:
+    yield from template.begin
     picture = 0
     for turn in turns:
         learned = turn.role == "assistant"
         if chat:
-            yield Special(START)
-            yield Text(turn.role + "\n")
+            yield from template.opening(turn.role)
         for i, text in enumerate(turn.text.split(IMAGE_PLACEHOLDER)):
             if i:   # the wrapper is never learned, so no supervised token stands next to a picture
                 yield from (Text(IMAGE_OPEN), Picture(picture), Text(IMAGE_CLOSE))
                 picture += 1
             yield Text(text, learned)
         if chat or learned:
-            yield Special(END, learned)
-        if chat or not learned:
-            yield Text("\n", learned)
+            yield Special(template.end, learned)
+        if chat:
+            yield Text(template.after, learned)
+        elif not learned:
+            yield Text("\n")
 
 
 def _checked(turns: Sequence[Turn], n_images: int, format: str, system_prompt: str | None) -> list[Turn]:
@@ -104,13 +80,14 @@ def _checked(turns: Sequence[Turn], n_images: int, format: str, system_prompt: s
     return _place_images(turns, n_images, format == "chat")
 
 
-def render(turns: Sequence[Turn], n_images: int, format: str, system_prompt: str | None = None) -> list[Segment]:
+def render(turns: Sequence[Turn], n_images: int, format: str, system_prompt: str | None = None,
+           template: Template = CHATML) -> list[Segment]:
     """Segments of a whole training sample.
 
     format: "chat" or "pretrain" (which has no roles, and so leaves system turns out). system_prompt: the system turn of a chat
     that has none; None adds nothing. Raises SampleRefused: placeholder_mismatch (both numbers), no_user_turn, bad_role.
     """
-    return _merge(_render(_checked(turns, n_images, format, system_prompt), format == "chat"))
+    return _merge(_render(_checked(turns, n_images, format, system_prompt), format == "chat", template))
 
 
 def require_answer(turns: Sequence[Turn]) -> None:
@@ -119,13 +96,14 @@ def require_answer(turns: Sequence[Turn]) -> None:
         raise SampleRefused("nothing_supervised", "no assistant turn with text, so nothing would be learned but when to stop")
 
 
-def render_prompt(turns: Sequence[Turn], n_images: int, format: str, system_prompt: str | None = None) -> list[Segment]:
+def render_prompt(turns: Sequence[Turn], n_images: int, format: str, system_prompt: str | None = None,
+                  template: Template = CHATML) -> list[Segment]:
     """Segments of what a model is given before it writes the last assistant turn (whose own text is left out).
 
     Same arguments and refusals as `render`; every placeholder must stand before the last assistant turn.
     """
     last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
-    prompt = list(_render(_checked(turns[:last], n_images, format, system_prompt), format == "chat"))
+    prompt = list(_render(_checked(turns[:last], n_images, format, system_prompt), format == "chat", template))
     if format == "chat":
-        prompt += [Special(START), Text("assistant\n")]
+        prompt += template.opening("assistant")
     return _merge(prompt)

@@ -20,6 +20,7 @@ from nvlm_train.data import chat
 from nvlm_train.data.images import decode, image_size
 from nvlm_train.data.layout import PictureLayout, architecture_problems, join_memory, lay_out, reads, shift_starts, tile_places
 from nvlm_train.data.tags import tile_tags
+from nvlm_train.data.templates import CHATML, Picture, Segment, Special
 from nvlm_train.data.tiling import Grid, Scratch, allowed_grids, choose_grid, empty_tiles, tile, tiles_of_grid
 from nvlm_train.data.tokenizer import Tokenizer
 from nvlm_train.errors import ConfigError, DataError, SampleRefused
@@ -60,6 +61,7 @@ class Encoder:
         self.model, self.data, self.tokenizer = model, data, tokenizer
         self.geometry = geometry_of(model)
         self.max_tokens = min(data.max_tokens, data.pack_tokens)
+        self._rendering = (data.format, data.system_prompt, tokenizer.template)
         self._layout_of = lru_cache(maxsize=None)(self._lay_out)
         self._ids_of_short = lru_cache(maxsize=4096)(tokenizer.encode)
         problems = self.geometry.problems() + architecture_problems(model.architecture)
@@ -67,6 +69,9 @@ class Encoder:
             problems += self._memory_tag_problems()
         if data.format not in chat.FORMATS:
             problems.append(f"data.format is {data.format!r}; it is one of {', '.join(chat.FORMATS)}")
+        if data.template != tokenizer.template.name:
+            problems.append(f"data.template is {data.template!r}, and tokenizer {tokenizer.name} is one of "
+                            f"{tokenizer.template.name}: its model was taught to read that template's turns")
         if tokenizer.vocab_size > model.language.vocab:
             problems.append(f"tokenizer {tokenizer.name} has ids up to {tokenizer.vocab_size - 1:,}, and model.language.vocab is "
                             f"{model.language.vocab:,} rows: raise it to at least {tokenizer.vocab_size:,}")
@@ -76,14 +81,17 @@ class Encoder:
     @property
     def fingerprint(self) -> str:
         """Names what the number of text tokens of a sample depends on: tokenizer and template. 16 hex digits."""
-        parts = [self.tokenizer.fingerprint, self.data.format, repr(self.data.system_prompt), str(chat.VERSION)]
+        template = self.tokenizer.template
+        # ChatML was once the only one, and unnamed: counts made then still serve.
+        version = str(chat.VERSION) if template == CHATML else f"{template} {chat.VERSION}"
+        parts = [self.tokenizer.fingerprint, self.data.format, repr(self.data.system_prompt), version]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     # Costs
 
     def text_tokens(self, turns: Sequence[Turn], n_images: int) -> int:
         """Tokens of a sample without its tiles and their tags. Raises SampleRefused as `encode` would for its text."""
-        pieces = self._pieces(chat.render(turns, n_images, self.data.format, self.data.system_prompt))
+        pieces = self._pieces(chat.render(turns, n_images, *self._rendering))
         chat.require_answer(turns)
         return _count(pieces)
 
@@ -123,7 +131,7 @@ class Encoder:
         the text does not have the length that the plan was made for.
         """
         pictures = len(sample.images) if features is None else len(plan.grids)
-        pieces = self._pieces(chat.render(sample.turns, pictures, self.data.format, self.data.system_prompt))
+        pieces = self._pieces(chat.render(sample.turns, pictures, *self._rendering))
         chat.require_answer(sample.turns)
         plan = plan or self.plan(_count(pieces), [image_size(image) for image in sample.images])
         return self._assemble(sample, pieces, plan, out, scratch, features)
@@ -133,7 +141,7 @@ class Encoder:
 
         reserve: tokens of the sample's budget to keep free for the answer. Raises SampleRefused as `encode`.
         """
-        pieces = self._pieces(chat.render_prompt(sample.turns, len(sample.images), self.data.format, self.data.system_prompt))
+        pieces = self._pieces(chat.render_prompt(sample.turns, len(sample.images), *self._rendering))
         plan = self.plan(_count(pieces), [image_size(image) for image in sample.images], reserve)
         return self._assemble(sample, pieces, plan, None, scratch)
 
@@ -179,12 +187,12 @@ class Encoder:
                    f"room for {room} before each tile of the memory: raise it to {len(longest)}")
         return [problem]
 
-    def _pieces(self, segments: Iterable[chat.Segment]) -> list[_Piece]:
+    def _pieces(self, segments: Iterable[Segment]) -> list[_Piece]:
         pieces = []
         for segment in segments:
-            if isinstance(segment, chat.Picture):
+            if isinstance(segment, Picture):
                 pieces.append(_Piece(None, picture=segment.index))
-            elif isinstance(segment, chat.Special):
+            elif isinstance(segment, Special):
                 pieces.append(_Piece([self.tokenizer.special(segment.token)], segment.learned))
             else:
                 ids_of = self._ids_of_short if len(segment.text) <= SHORT else self.tokenizer.encode

@@ -11,27 +11,30 @@ from pathlib import Path
 
 import tokenizers
 
+from nvlm_train.data.templates import CHATML, TEMPLATES, Template, template_of
 from nvlm_train.errors import DataError
 
-START, END = "<|im_start|>", "<|im_end|>"
-_IMAGE_NAMES = ("<image>", "<|vision_pad|>")
 _PAD_NAMES = ("<|endoftext|>", "<pad>", "<|pad|>", "<unk>")
-_CONTROL = {START, END, *_IMAGE_NAMES, *_PAD_NAMES}
+_CONTROL = {*_PAD_NAMES, *(token for template in TEMPLATES.values() for token in (*template.markers, *template.placeholders))}
 
 
 class Tokenizer:
-    """Attributes: vocab_size (highest id + 1: the embedding rows needed), pad_id, eos_id (`<|im_end|>`), image_id,
-    fingerprint (SHA-256 of the tokenizer file, hex). Safe to use from several threads."""
+    """Attributes: vocab_size (highest id + 1: the embedding rows needed), template (of the chats it serves), eos_id (what ends an
+    answer: `<|im_end|>` in ChatML), image_id, pad_id, fingerprint (SHA-256 of the tokenizer file, hex), file (a tokenizer.json that
+    does the same in other libraries). Safe to use from several threads."""
 
-    def __init__(self, file: bytes, name: str):
-        """`file`: contents of a tokenizer.json; `name` is for messages. Raises DataError when it cannot serve."""
+    def __init__(self, file: bytes, name: str, template: Template | None = None):
+        """`file`: contents of a tokenizer.json; `name` is for messages; `template`: that of `data.template`, None: the one whose
+        tokens it has. Raises DataError when it cannot serve."""
         self.name = name
         self.fingerprint = hashlib.sha256(file).hexdigest()
         try:
             description = json.loads(file)
-            for token in description.get("added_tokens", ()):
-                token["special"] = token["special"] or token["content"] in _CONTROL
-            self._library = tokenizers.Tokenizer.from_str(json.dumps(description))
+            changed = [token for token in description.get("added_tokens", ()) if token["content"] in _CONTROL and not token["special"]]
+            for token in changed:
+                token["special"] = True
+            self.file = json.dumps(description, ensure_ascii=False).encode() if changed else file
+            self._library = tokenizers.Tokenizer.from_str(self.file.decode())
         except Exception as error:   # the library raises bare Exception
             raise DataError(f"tokenizer {name} is not a Hugging Face tokenizer.json: {error}") from error
         self._library.no_padding()
@@ -39,9 +42,10 @@ class Tokenizer:
         self._library.encode_special_tokens = True   # text that looks like a special token stays text
         vocabulary = self._library.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
-        self.eos_id = self.special(END)
-        self.image_id = self._first_of(_IMAGE_NAMES, vocabulary, "image placeholder")
-        self.pad_id = self._first_of((*_PAD_NAMES, END), vocabulary, "padding")
+        self.template = template or next((t for t in TEMPLATES.values() if vocabulary.keys() >= set(t.markers)), CHATML)
+        self.eos_id = self.special(self.template.end)
+        self.image_id = self._first_of(self.template.placeholders, vocabulary, "image placeholder")
+        self.pad_id = self._first_of((*_PAD_NAMES, self.template.end), vocabulary, "padding")
         self._check_injection()
 
     def _first_of(self, names: tuple[str, ...], vocabulary: dict[str, int], what: str) -> int:
@@ -52,7 +56,7 @@ class Tokenizer:
 
     def _check_injection(self) -> None:
         """Refuse a tokenizer through which written text could reach an id that means structure."""
-        for token in (START, END, self._library.id_to_token(self.image_id)):
+        for token in (*self.template.markers, self._library.id_to_token(self.image_id)):
             if self.special(token) in self.encode(token):
                 raise DataError(f"tokenizer {self.name} turns the text {token!r} into the special token of that name: list it in "
                                 "added_tokens, and not in the model's own vocabulary")
@@ -61,8 +65,13 @@ class Tokenizer:
         """Id of a special token by its exact name. Raises DataError if there is none."""
         found = self._library.token_to_id(token)
         if found is None:
-            raise DataError(f"tokenizer {self.name} has no token {token}, which the chat template needs: add it to its added_tokens")
+            raise DataError(f"tokenizer {self.name} has no token {token}, which the chat template {self.template.name} needs: add it "
+                            "to its added_tokens, or set data.template to the template of its model")
         return found
+
+    def id_of(self, piece: str) -> int | None:
+        """Id of a piece of text as the vocabulary spells it, or of a special token; None if there is none."""
+        return self._library.token_to_id(piece)
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; nothing is added before or after, and no id is a control token."""
@@ -73,17 +82,21 @@ class Tokenizer:
         return self._library.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
 
-def load_tokenizer(name_or_path: str) -> Tokenizer:
-    """"tiny" (shipped with the package), the path of a tokenizer.json, or a folder that holds one. Raises DataError."""
+def load_tokenizer(name_or_path: str, template: str | None = None) -> Tokenizer:
+    """"tiny" (shipped with the package), the path of a tokenizer.json, or a folder that holds one. Raises DataError.
+
+    template: as `data.template` names it; None: the one whose special tokens the vocabulary has.
+    """
+    chosen = None if template is None else template_of(template)
     if name_or_path == "tiny":
         asset = resources.files("nvlm_train") / "assets" / "tiny_tokenizer.json"
         if not asset.is_file():
             raise DataError("the tokenizer `tiny` is missing from this installation (nvlm_train/assets/tiny_tokenizer.json): "
                             "install the package again, or set model.tokenizer to the path of a tokenizer.json")
-        return Tokenizer(asset.read_bytes(), "tiny")
+        return Tokenizer(asset.read_bytes(), "tiny", chosen)
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         path = path / "tokenizer.json"
     if not path.is_file():
         raise DataError(f"no tokenizer at {path}: model.tokenizer is `tiny`, a tokenizer.json, or a folder that holds one")
-    return Tokenizer(path.read_bytes(), str(path))
+    return Tokenizer(path.read_bytes(), str(path), chosen)

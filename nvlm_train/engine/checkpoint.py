@@ -23,7 +23,7 @@ from nvlm_train.engine import folders
 from nvlm_train.engine.agree import on_every_rank, on_main
 from nvlm_train.engine.folders import resolve
 from nvlm_train.engine.interface import Engine
-from nvlm_train.engine.manifest import Manifest, differences, problem_with_file, versions
+from nvlm_train.engine.manifest import FileRecord, Manifest, differences, problem_with_file, versions
 from nvlm_train.engine.sharded_read import mismatches, read_state, wanted_contents
 from nvlm_train.engine.sharded_write import ShardedWrite, size_of
 from nvlm_train.errors import CheckpointError, NvlmError, TrainingError
@@ -271,7 +271,7 @@ def load(path: Path, engine: Engine, expected_fingerprint: Mapping[str, Any], mo
     for code to be run; the model is untouched then, unless reading itself failed (a disk that stops answering).
     """
     manifest = on_main(engine, f"reading {path}", lambda: _checked_manifest(Path(path), expected_fingerprint), CheckpointError)
-    _verify_files(engine, Path(path), manifest)
+    verify_files(engine, Path(path), manifest.files)
     state = engine.sharded_state(loading=True, optimizer=not model_only)
     wanted = wanted_contents(engine, state)
     if problems := mismatches(manifest.contents, wanted, allow, casts=model_only):
@@ -303,7 +303,7 @@ def load_backbones(path: Path, engine: Engine, components: Sequence[str], expect
         return manifest
 
     manifest = on_main(engine, f"reading {path}", read_manifest, CheckpointError)
-    _verify_files(engine, Path(path), manifest)
+    verify_files(engine, Path(path), manifest.files)
     state = engine.sharded_state(loading=True, optimizer=False)
     wanted = wanted_contents(engine, state)["model"]
     if problems := mismatches({"model": chosen(manifest.contents["model"])}, {"model": chosen(wanted)}, (), casts=True):
@@ -321,14 +321,16 @@ def _checked_manifest(path: Path, expected_fingerprint: Mapping[str, Any]) -> Ma
     return manifest
 
 
-def _verify_files(engine: Engine, path: Path, manifest: Manifest) -> None:
-    """Hash every file, the files shared out over the ranks by size. A collective."""
+def verify_files(engine: Engine, path: Path, files: Mapping[str, FileRecord]) -> None:
+    """Hash every file of a folder, the files shared out over the ranks by size. A collective.
+
+    Raises CheckpointError on every rank if one is missing or differs from its record."""
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    largest_first = sorted(manifest.files, key=lambda name: (-manifest.files[name].size, name))
+    largest_first = sorted(files, key=lambda name: (-files[name].size, name))
 
     def verify() -> None:
         for name in largest_first[rank::ranks]:
-            if problem := problem_with_file(path, name, manifest.files[name]):
+            if problem := problem_with_file(path, name, files[name]):
                 raise CheckpointError(problem)
 
     on_every_rank(engine, f"verifying {path}", verify, CheckpointError)

@@ -1,11 +1,12 @@
 """All that the training loop knows of machines. Megatron implements it; DeepSpeed will."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Protocol
 
 import torch
 
 from nvlm_train.contracts import PackedBatch, StepBatch, StepReport
+from nvlm_train.engine.weights_folder import WeightsFolder
 
 
 class Engine(Protocol):
@@ -43,6 +44,10 @@ class Engine(Protocol):
 
     def load_state(self, state: dict) -> None:
         """Take back what `sharded_state` described, once filled."""
+
+    def load_weights(self, weights: WeightsFolder, components: Collection[str]) -> None:
+        """Fill components (`vision`, `connector`, `language`; with `cross_attention`, the language model's too) from a folder of
+        weights that was found to fit. Local: each rank reads its own parts. The optimizer restarts from them."""
 
     def gather_objects(self, value) -> list:
         """One Python object of every rank, in rank order, on every rank."""

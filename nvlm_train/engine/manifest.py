@@ -47,7 +47,7 @@ class Manifest:
     fingerprint: what a model must share to take these weights, see `fingerprint`
     config:      the whole Run that was training, as plain data
     files:       name -> size and hash of every file but the manifest itself
-    contents:    section (model, optimizer) -> key -> [dtype, global shape]
+    contents:    section (model, optimizer) -> key -> [dtype, global shape without the layout's padding]
     """
 
     save_id: str
@@ -66,7 +66,7 @@ class Manifest:
         """Write it into a folder, durably, with a hash over itself. Raises TypeError for what JSON cannot hold."""
         body = json.loads(json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}))  # as it will be read
         with (folder / MANIFEST).open("x", encoding="utf-8") as file:
-            json.dump({**body, "sha256": _hash_of(body)}, file, indent=1)
+            json.dump({**body, "sha256": hash_of(body)}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
 
@@ -79,7 +79,7 @@ class Manifest:
             if body.get("schema") != SCHEMA:
                 raise CheckpointError(f"{path} has schema {body.get('schema')}; this version of nvlm_train reads schema {SCHEMA}")
             stated = body.pop("sha256")
-            if stated != (found := _hash_of(body)):
+            if stated != (found := hash_of(body)):
                 raise CheckpointError(f"{path} was changed after it was written: its own hash says {stated}, it gives {found}")
             del body["schema"]
             body["files"] = {name: FileRecord(int(record["size"]), str(record["sha256"]))
@@ -105,7 +105,8 @@ class Manifest:
         return None
 
 
-def _hash_of(body: Mapping) -> str:
+def hash_of(body: Mapping) -> str:
+    """SHA-256 of plain data, the same whatever the order of its keys."""
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

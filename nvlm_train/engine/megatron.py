@@ -1,34 +1,36 @@
 """The Megatron engine: the model laid out over tensor, pipeline and data parallel ranks, and one optimizer step on it."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from nvlm_train.config.schema import Run
+from nvlm_train.config.split import memory_budget
 from nvlm_train.contracts import PackedBatch, StepBatch, StepReport
 from nvlm_train.engine.feed import shared
 from nvlm_train.engine.folders import is_checkpoint
 from nvlm_train.engine.frozen import encoder_fingerprint, see
-from nvlm_train.engine.optimizer import build_optimizer, set_rates, update
+from nvlm_train.engine.optimizer import build_optimizer, data_parallel, set_rates, update
+from nvlm_train.engine.weights_folder import WeightsFolder, is_weights_folder, refuse_unimported
 from nvlm_train.geometry import geometry_of
 from nvlm_train.model.freeze import refuse_unmatched, set_trainable
-from nvlm_train.model.fusion import memory_budget
 from nvlm_train.model.init import initialise
 from nvlm_train.model.nvlm import Nvlm, to_device
-from nvlm_train.model.weights import load_component
+from nvlm_train.model.weights import fill, load_component
 from nvlm_train.parallel import groups as parallel
 from nvlm_train.parallel.device import choose_device, choose_dtype
 
 _OPTIMIZER_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient": False}
 
 
-def _whole_model_names(stage: Nvlm, first_layer: int):
+def whole_model_names(stage: Nvlm):
     """(name with whole-model layer numbers, parameter) of a stage."""
-    lead = "language.decoder.layers."
+    lead, layers = "language.decoder.layers.", stage.language.decoder.layers
+    first_layer = layers[0].layer_number - 1 if len(layers) else 0
     for name, param in stage.named_parameters():
         if name.startswith(lead):
             local, rest = name[len(lead):].split(".", 1)
@@ -64,16 +66,17 @@ class MegatronEngine:
             first, last = parallel.stage_flags(layout, vp_stage)
             stage = Nvlm(run.model, layout, self.dtype, kernels, first, last, vp_stage, self._memory_tokens)
             initialise(stage, run.model, run.train.seed)
-            for component in ("vision", "language"):
+            for component in ("vision", "connector", "language"):
                 path = getattr(run.model, component).weights
-                if path is not None and not is_checkpoint(path):    # a checkpoint needs all ranks: whoever starts the run loads it
+                # Checkpoints and imported folders need all ranks: whoever starts the run loads them (training/backbones.py).
+                if path is not None and not is_weights_folder(path) and not is_checkpoint(path):
+                    refuse_unimported(path)
                     load_component(stage, component, path)
             stages.append(stage)
         names = self._set_trainable(stages)
         self.config = stages[0].config
         self.config.finalize_model_grads_func = lambda models, tokens=None, **extra: finalize_model_grads(models, None, **extra)
-        ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
-        self.chunks = [DistributedDataParallel(s.config, ddp, s) for s in stages]
+        self.chunks = data_parallel(stages)
         for key in ("trainable", "lr_multipliers"):
             refuse_unmatched(getattr(run.train, key), names, f"train.{key}")
         self.optimizer = build_optimizer(self.chunks, run.train, bf16=self.dtype == torch.bfloat16)
@@ -82,8 +85,7 @@ class MegatronEngine:
         """Freeze by pattern. Returns every parameter name of the whole model."""
         mine = []
         for stage in stages:
-            layers = stage.language.decoder.layers
-            named = list(_whole_model_names(stage, layers[0].layer_number - 1 if len(layers) else 0))
+            named = list(whole_model_names(stage))
             set_trainable(named, self.run.train.trainable)
             mine += [(name, param.requires_grad) for name, param in named]
         names = dict(pair for part in self.gather_objects(mine) for pair in part)
@@ -196,15 +198,18 @@ class MegatronEngine:
         copies = self.groups.pipeline_size if len(self.chunks) > 1 else 1  # the interleaved schedule wants full rounds
         reports = self._run_schedule([row] * copies, lambda _, output: output.float(), want="logits", at=at, forward_only=True)
         vocab = self.run.model.language.vocab
-        part = reports[0].contiguous() if reports else torch.empty(len(at), vocab // self.groups.tensor_size, device=self.device)
-        if reports and self.groups.tensor_size > 1:
-            parts = [torch.empty_like(part) for _ in range(self.groups.tensor_size)]
-            dist.all_gather(parts, part, group=self.groups.tensor_group)
-            part = torch.cat(parts, -1)
-        whole = part if part.shape[-1] == vocab else torch.empty(len(at), vocab, device=self.device)
+        whole = self._whole_vocabulary(reports[0], vocab) if reports else torch.empty(len(at), vocab, device=self.device)
         if self.groups.pipeline_size > 1:
             dist.broadcast(whole, self.groups.last_stage_rank, group=self.groups.model_group)
         return whole
+
+    def _whole_vocabulary(self, part: torch.Tensor, vocab: int) -> torch.Tensor:
+        """[K, V] from every tensor-parallel rank's slice of the padded vocabulary."""
+        parts = [part]
+        if self.groups.tensor_size > 1:
+            parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(self.groups.tensor_size)]
+            dist.all_gather(parts, part.contiguous(), group=self.groups.tensor_group)
+        return torch.cat(parts, -1)[:, :vocab].contiguous()
 
     def see(self, row: PackedBatch) -> torch.Tensor | None:
         """[n, L, C] features of a row's tiles, in host memory, on ranks that hold the encoder."""
@@ -237,6 +242,13 @@ class MegatronEngine:
             return {"model": model}
         return {"model": model,
                 "optimizer": self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=dict(_OPTIMIZER_SHARDING))}
+
+    def load_weights(self, weights: WeightsFolder, components: Collection[str]) -> None:
+        """Fill components from a folder of weights, each rank its own parts; the optimizer restarts from them."""
+        for component in (name for name in components if name != "cross_attention"):
+            for stage in self.stages():
+                fill(stage, component, weights.files_of([component]), weights.path, "cross_attention" in components)
+        self.optimizer.reload_model_params()
 
     def load_state(self, state: dict) -> None:
         """Take loaded tensors back; without "optimizer" the optimizer restarts from the loaded weights."""

@@ -10,9 +10,11 @@ import math
 import megatron.core.optimizer as megatron_optimizer
 import megatron.core.optimizer.distrib_optimizer as distributed
 import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig, ParamKey, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer_config import ParamWithNamePredicate
+from megatron.core.transformer.module import MegatronModule
 
 from nvlm_train.config.schema import Train
 from nvlm_train.model.freeze import matches
@@ -62,6 +64,12 @@ def _overrides(train: Train) -> dict:
         chosen = ParamWithNamePredicate(name=pattern, fn=lambda param, name, p=pattern: matches(p, name.removeprefix("module.")))
         overrides[ParamKey(with_name_predicate=chosen)] = {"lr_mult": float(factor)}
     return overrides
+
+
+def data_parallel(stages: list[MegatronModule]) -> list[DistributedDataParallel]:
+    """The stages over Megatron's buffers: their trained parameters, and fp32 gradients that data-parallel ranks reduce and share out."""
+    config = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+    return [DistributedDataParallel(stage.config, config, stage) for stage in stages]
 
 
 def build_optimizer(chunks: list, train: Train, bf16: bool):

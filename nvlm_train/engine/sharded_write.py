@@ -38,6 +38,7 @@ from nvlm_train.engine.agree import on_every_rank, on_main
 from nvlm_train.engine.interface import Engine
 from nvlm_train.engine.manifest import FileRecord, record_file
 from nvlm_train.errors import TrainingError
+from nvlm_train.model.padding import real_shape
 
 COMMON = "common.pt"            # Megatron's name for what is not sharded (both versions read it, 0.16.1 insists on it)
 INDEX, KIND = ".metadata", "metadata.json"
@@ -79,7 +80,8 @@ def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def contents_of(state: dict) -> Contents:
-    """Section -> key -> [dtype, global shape] of a sharded state without factories: this rank's part of it."""
+    """Section -> key -> [dtype, global shape] of a sharded state without factories: this rank's part of it. Shapes are without the
+    padding of a layout: of two layouts the files differ in it, the contents do not."""
     return {section: dict(_describe(leaf) for leaf in nested_values(part) if isinstance(leaf, ShardedBase))
             for section, part in state.items()}
 
@@ -87,7 +89,7 @@ def contents_of(state: dict) -> Contents:
 def _describe(leaf: ShardedTensor | ShardedObject) -> tuple[str, list]:
     if isinstance(leaf, ShardedObject):
         return leaf.unique_key, ["object", list(leaf.global_shape)]
-    return leaf.key, [str(leaf.dtype).removeprefix("torch."), list(leaf.global_shape)]
+    return leaf.key, [str(leaf.dtype).removeprefix("torch."), list(real_shape(leaf))]
 
 
 def merged(parts: list[Contents]) -> Contents:

@@ -4,9 +4,8 @@ Every rank runs these; the main rank prints and writes.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,57 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep import tiny
-from nvlm_train.config.rules import check_world
 from nvlm_train.config.schema import Run
 from nvlm_train.contracts import Sample, Turn
 from nvlm_train.data.encode import Encoder
-from nvlm_train.data.tokenizer import load_tokenizer
 from nvlm_train.engine.agree import on_main
-from nvlm_train.engine.checkpoint import load, resolve
-from nvlm_train.engine.interface import Engine
-from nvlm_train.engine.manifest import Manifest, fingerprint
-from nvlm_train.errors import ConfigError, DataError
+from nvlm_train.errors import ConfigError, DataError, SampleRefused
 from nvlm_train.evaluation import predictions
+from nvlm_train.evaluation.opening import Model, open_model
 from nvlm_train.evaluation.scores import Score
 from nvlm_train.evaluation.tasks import Answer, ask, read_questions, scores_by_task
 from nvlm_train.training.logs import EVAL
 from nvlm_train.training.report import write_predictions, write_report
-from nvlm_train.training.stages import build_engine
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model ready to be asked, and the checkpoint that it came from."""
-
-    run: Run
-    engine: Engine
-    encoder: Encoder
-    checkpoint: Path
-    manifest: Manifest
-
-    @property
-    def run_dir(self) -> Path | None:
-        """The run directory that the checkpoint lies in; None for a checkpoint that was moved out of one."""
-        folder = self.checkpoint.resolve().parents[2]
-        return folder if (folder / "config.yaml").is_file() else None
-
-
-def open_model(runs: Sequence[Run], checkpoint: str) -> Model:
-    """Build the engine and load the newest checkpoint at `checkpoint` (a run, a stage or a step). A collective.
-
-    Raises CheckpointError, ConfigError.
-    """
-    path = resolve(checkpoint)
-    manifest = Manifest.read(path)
-    run = next((run for run in runs if run.stage == manifest.stage), runs[-1])
-    # The checkpoint holds every weight, so the backbones that training began with need not be there.
-    bare = replace(run.model, vision=replace(run.model.vision, weights=None), language=replace(run.model.language, weights=None))
-    run = replace(run, model=bare)
-    check_world(run, int(os.environ.get("WORLD_SIZE", "1")))
-    tokenizer = load_tokenizer(run.model.tokenizer)
-    engine = build_engine(run)
-    load(path, engine, fingerprint(run, tokenizer.fingerprint), model_only=True)
-    return Model(run, engine, Encoder(run.model, run.data, tokenizer), path, manifest)
 
 
 def eval_command(runs: Sequence[Run], options: Mapping) -> None:
@@ -81,7 +40,10 @@ def eval_command(runs: Sequence[Run], options: Mapping) -> None:
     answers: list[Answer] = []
     for name, path in folders.items():
         folder = on_main(model.engine, f"finding {path}", partial(tiny.resolve, path), DataError)
-        answers += ask(model.engine, model.encoder, read_questions(folder, name, options["limit"]), options["max_new_tokens"])
+        questions = read_questions(folder, name, options["limit"])
+        if model.blind and any(question.images for question in questions):
+            raise ConfigError(f"{path} asks about pictures: {model.blind}")
+        answers += ask(model.engine, model.encoder, questions, options["max_new_tokens"])
     scores = scores_by_task(answers)
     on_main(model.engine, "writing the scores", partial(_report_scores, model, answers, scores, options), DataError)
 
@@ -119,10 +81,30 @@ def generate_command(runs: Sequence[Run], options: Mapping) -> None:
     images = tuple(Path(path).read_bytes() for path in options["image"])
     sample = Sample("prompt", "prompt", images, (Turn("user", options["prompt"]), Turn("assistant", "")))
     model = open_model(runs, options["checkpoint"])
-    [answer] = ask(model.engine, model.encoder, [sample], options["max_new_tokens"])
+    if images and model.blind:
+        raise ConfigError(f"image={options['image'][0]}: {model.blind}")
+    encoder = _short_rows(model, sample, options["max_new_tokens"])
+    [answer] = ask(model.engine, encoder, [sample], options["max_new_tokens"])
     if answer.refused:
         raise DataError(f"the question cannot be put: {answer.refused}")
     if model.engine.is_main:
         asked = {"checkpoint": str(model.checkpoint), "images": options["image"], "prompt": options["prompt"]}
         facts = {**asked, "answer": answer.text}
         print(json.dumps(facts, ensure_ascii=False) if options["json"] else answer.text)
+
+
+def _short_rows(model: Model, sample: Sample, new_tokens: int) -> Encoder:
+    """The model's encoder, with rows no longer than this question needs: one row is run for every token of the answer.
+
+    A pipeline's stages exchange rows of a fixed length, so there it stays.
+    """
+    encoder, layout = model.encoder, model.run.layout
+    if layout.pipeline > 1:
+        return encoder
+    try:
+        needed = encoder.encode_prompt(sample, reserve=new_tokens).length + new_tokens
+    except SampleRefused:       # said when it is asked
+        return encoder
+    step = 64 * layout.tensor
+    shorter = replace(encoder.data, pack_tokens=min(encoder.data.pack_tokens, -(-needed // step) * step))
+    return Encoder(encoder.model, shorter, encoder.tokenizer)

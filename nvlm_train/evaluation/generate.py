@@ -20,7 +20,7 @@ from nvlm_train.errors import DataError
 
 def generate(engine: Engine, tokenizer: Tokenizer, prompts: Sequence[EncodedSample], max_new_tokens: int,
              row_tokens: int, row_tiles: int, tile_size: int) -> list[list[int]]:
-    """The greedy continuation of every prompt, without the closing `<|im_end|>`; the same lists on every rank.
+    """The greedy continuation of every prompt, without the token that closes it; the same lists on every rank.
 
     prompts: the same on every rank (`Encoder.encode_prompt`). row_tokens, row_tiles: budgets of a row (`data.pack_tokens`,
     `data.pack_tiles`). tile_size: pixels. Raises DataError if a prompt and its longest answer do not fit a row.

@@ -69,7 +69,7 @@ class SampleWork(NamedTuple):
 
 
 def parameters(model: Model) -> Parts:
-    """Parameters of the whole model, exact, dummy heads of tensor parallelism not counted."""
+    """Parameters of the whole model, exact, what tensor parallelism pads not counted."""
     vision, language = model.vision, model.language
     connector = _connector_parameters(vision, model.connector, language)
     cross = len(cross_layers(model)) * _cross_parameters(model.cross_attention, language)
@@ -82,9 +82,9 @@ def _vision_parameters(v: Vision) -> int:
     attention = 4 * D * D + D + (3 * D if v.qkv_bias else 0) + (2 * D if v.qk_norm else 0)
     mlp = 2 * D * v.ffn + v.ffn + D
     layer = attention + mlp + 2 * norm + (2 * D if v.layer_scale else 0)
-    positions = TileGeometry(v.tile_size, v.patch).patches + 1            # one for the class token
-    embedding = 3 * v.patch**2 * D + D + positions * D + D                # patch convolution, positions, class token
-    return embedding + v.layers * layer + (norm if v.final_norm else 0)
+    positions = TileGeometry(v.tile_size, v.patch).patches + v.class_token
+    embedding = 3 * v.patch**2 * D + v.patch_bias * D + positions * D + v.class_token * D     # patch convolution, positions, class token
+    return embedding + v.layers * layer + (v.first_norm + v.final_norm) * norm
 
 
 def _connector_parameters(v: Vision, c: Connector, m: Language) -> int:
@@ -178,9 +178,9 @@ def useful_flops(model: Model, trained: Iterable[str], samples: Iterable[SampleW
 
 
 def _tile_flops(v: Vision) -> int:
-    """Forward of one tile through the encoder: its patches and the class token, attention in both directions."""
+    """Forward of one tile through the encoder: its patches and a class token, attention in both directions."""
     D, patches = v.hidden, TileGeometry(v.tile_size, v.patch).patches
-    n = patches + 1
+    n = patches + v.class_token
     layer = n * 2 * (4 * D * D + 2 * D * v.ffn) + 4 * n * n * D
     return v.layers * layer + patches * 2 * 3 * v.patch**2 * D
 

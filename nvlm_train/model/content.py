@@ -1,7 +1,7 @@
 """A fingerprint of weights that does not depend on how they are split: a sum over elements, each hashed with its name and place.
 
-Every rank adds up what it holds, so nothing is gathered. An element whose bits are all zero adds nothing: the dummy heads that
-one tensor-parallel size needs and another does not (`vision.padded_heads`) leave no trace. It finds accidents, not forgeries.
+Every rank adds up what it holds, so nothing is gathered. An element whose bits are all zero adds nothing: the padding that one
+tensor-parallel size needs and another does not (`padding`) leaves no trace. It finds accidents, not forgeries.
 """
 
 import hashlib

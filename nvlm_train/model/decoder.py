@@ -20,10 +20,11 @@ from torch import Tensor
 
 from nvlm_train.config.layers import cross_layers
 from nvlm_train.config.schema import Layout, Model
+from nvlm_train.config.split import padded_size
 from nvlm_train.model.attention import PackedCausalAttention
 from nvlm_train.model.cross_attention import GatedCrossAttention, GatedFeedForward, ReadingLayer
 from nvlm_train.model.norm import RMSNorm
-from nvlm_train.model.vision import padded_heads
+from nvlm_train.model.padding import mark
 
 _RECOMPUTE = {
     "none": {},
@@ -56,7 +57,7 @@ def language_config(model: Model, layout: Layout, dtype: torch.dtype) -> Transfo
 def encoder_config(model: Model, layout: Layout, dtype: torch.dtype) -> TransformerConfig:
     """Megatron's configuration of encoder and connector: tensor parallel only, whole on the first stage."""
     vit = model.vision
-    heads = padded_heads(vit.heads, layout.tensor)
+    heads = padded_size(vit.heads, layout.tensor)
     return TransformerConfig(
         num_layers=vit.layers, hidden_size=vit.hidden, num_attention_heads=heads, ffn_hidden_size=vit.ffn,
         kv_channels=vit.hidden // vit.heads, num_query_groups=heads, init_method=_leave, output_layer_init_method=_leave,
@@ -95,15 +96,21 @@ def rotary_angles(positions_T: Tensor, head_dim: int, base: float) -> Tensor:
 
 
 class Decoder(MegatronModule):
-    """One pipeline stage of the language model."""
+    """One pipeline stage of the language model.
+
+    The vocabulary is padded to a multiple of the tensor-parallel size: `language.vocab` rows exist, the spare ones are zero, are never
+    looked up, and their logits are minus infinity.
+    """
 
     def __init__(self, config: TransformerConfig, model: Model, kernels: str, pre_process: bool, post_process: bool,
                  vp_stage: int | None):
         super().__init__(config)
         language = model.language
         self.language, self.pre_process, self.post_process = language, pre_process, post_process
+        rows = padded_size(language.vocab, config.tensor_model_parallel_size)
         if pre_process:
-            self.embedding = VocabParallelEmbedding(language.vocab, language.hidden, init_method=config.init_method, config=config)
+            self.embedding = VocabParallelEmbedding(rows, language.hidden, init_method=config.init_method, config=config)
+            mark(self.embedding.weight, 0, language.vocab)
         first, reading = get_transformer_layer_offset(config, vp_stage=vp_stage), cross_layers(model)
         layers = range(first, first + get_num_layers_to_build(config, vp_stage=vp_stage))
         specs = TransformerBlockSubmodules(
@@ -112,8 +119,12 @@ class Decoder(MegatronModule):
         if post_process:
             tied = language.tie_embeddings and pre_process
             self.output_layer = ColumnParallelLinear(
-                language.hidden, language.vocab, config=config, init_method=config.init_method, bias=False,
+                language.hidden, rows, config=config, init_method=config.init_method, bias=False,
                 skip_bias_add=False, gather_output=False, skip_weight_param_allocation=tied)
+            if not tied:
+                mark(self.output_layer.weight, 0, language.vocab)
+            local = self.output_layer.output_size_per_partition
+            self.real_rows = min(max(language.vocab - self.output_layer.tp_group.rank() * local, 0), local)
             # The rows arrive already gathered and thinned to the supervised ones: no sequence to gather here.
             self.output_layer.sequence_parallel = False
             self.output_layer.allreduce_dgrad = config.tensor_model_parallel_size > 1
@@ -134,8 +145,12 @@ class Decoder(MegatronModule):
         return out[0] if isinstance(out, tuple) else out
 
     def logits(self, hidden: Tensor, at_K: Tensor) -> Tensor:
-        """Last stage's hidden states -> this rank's vocabulary slice of the logits at row positions at_K: [K, V / tensor]."""
+        """Last stage's hidden states -> this rank's slice of the padded vocabulary's logits at row positions at_K: [K, V / tensor]."""
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         weight = self.embedding.weight if self.output_layer.weight is None else None
-        return self.output_layer(hidden.index_select(0, at_K), weight=weight)[0][:, 0]
+        logits = self.output_layer(hidden.index_select(0, at_K), weight=weight)[0][:, 0]
+        if self.real_rows < logits.shape[-1]:
+            with torch.no_grad():   # not part of the graph: where a logit is minus infinity, the loss's gradient is exactly 0 anyway
+                logits[:, self.real_rows:] = -torch.inf
+        return logits

@@ -13,10 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nvlm_train.config.layers import cross_layers
-from nvlm_train.config.schema import Model
 from nvlm_train.contracts import PackedBatch
-from nvlm_train.geometry import geometry_of
 from nvlm_train.model.cross_attention import Reads, plan_reads
 
 
@@ -37,16 +34,6 @@ class Places:
     tag_ids: Tensor
     memory_tokens: int
     reads: Reads
-
-
-def memory_budget(model: Model, pack_tiles: int, tensor: int) -> int:
-    """M at most: memory tokens of the fullest row, a multiple of `tensor`; 0 for NVLM-D. Fixed, so that pipeline stages may exchange
-    [hidden ; memory] of one length."""
-    if not cross_layers(model):
-        return 0
-    tag = model.tags.max_tokens if model.architecture == "nvlm_h" and model.tags.kind != "none" else 0
-    tokens = pack_tiles * (geometry_of(model).tokens + tag)
-    return -(-tokens // tensor) * tensor
 
 
 def place(row: PackedBatch, tile_tokens: int, device: torch.device) -> Places:

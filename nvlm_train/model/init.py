@@ -13,6 +13,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from torch import Tensor
 
 from nvlm_train.config.schema import Model
+from nvlm_train.model.padding import real_shape
 
 
 def shards(sharded_state: dict) -> Iterator[ShardedTensor]:
@@ -27,9 +28,9 @@ def shards(sharded_state: dict) -> Iterator[ShardedTensor]:
             yield value
 
 
-def place(shard: ShardedTensor, full: Tensor) -> None:
-    """Copy this rank's part of a full tensor into the parameter. Where the parameter is padded (dummy heads), the full
-    tensor may be smaller: what it lacks becomes zero."""
+def place(shard: ShardedTensor, full) -> None:
+    """Copy this rank's part of a full tensor (or of a safetensors slice, which reads no more than that) into the parameter.
+    Where the parameter is padded, the full tensor is smaller: what it lacks becomes zero."""
     shape = shard.local_shape
     wanted = [slice(o, o + size) for o, size in zip(shard.global_offset, shape)]
     part = full[tuple(wanted)]
@@ -60,15 +61,11 @@ def _spread(key: str, shape: tuple[int, ...], model: Model) -> float:
 def initialise(module, model: Model, seed: int) -> None:
     """Fill every parameter of this rank's stage in place.
 
-    Norm weights are 1, biases 0, LayerScale and cross-attention's gates their configured values, dummy heads 0; everything else is
-    normal.
+    Norm weights are 1, biases 0, LayerScale and cross-attention's gates their configured values, padding 0; everything else is
+    normal. module: a stage (`Nvlm`).
     """
-    real = {param.data_ptr(): param.unpadded for param in module.parameters() if hasattr(param, "unpadded")}
     for shard in shards(module.sharded_state_dict()):
-        key, shape = shard.key, list(shard.global_shape)
-        if shard.data.data_ptr() in real:
-            dim, size = real[shard.data.data_ptr()]
-            shape[dim] = size
+        key, shape = shard.key, real_shape(shard)
         last = key.rsplit(".", 1)[-1]
         if last in ("ls1", "ls2"):
             full = torch.full(shape, model.vision.layer_scale_init)
@@ -79,5 +76,5 @@ def initialise(module, model: Model, seed: int) -> None:
         elif "norm" in ".".join(key.split(".")[-2:]):
             full = torch.ones(shape)
         else:
-            full = _draw(key, tuple(shape), seed, _spread(key, tuple(shape), model))
+            full = _draw(key, shape, seed, _spread(key, shape, model))
         place(shard, full)

@@ -24,6 +24,7 @@ from nvlm_train.model.decoder import Decoder, encoder_config, language_config
 from nvlm_train.model.freeze import is_cross_attention
 from nvlm_train.model.fusion import Places, fuse, place
 from nvlm_train.model.loss import token_losses
+from nvlm_train.model.padding import with_real_shapes
 from nvlm_train.model.vision import VisionEncoder
 
 
@@ -72,7 +73,7 @@ class Nvlm(MegatronModule):
 
     Its sub-modules are the components `vision`, `connector` and `language`: names of parameters begin with them, and
     freezing, learning-rate factors and checkpoints speak of them. memory_tokens: room for the memory in what stages exchange
-    (`fusion.memory_budget`).
+    (`config.split.memory_budget`).
     """
 
     def __init__(self, model: Model, layout: Layout, dtype: torch.dtype, kernels: str, pre_process: bool, post_process: bool,
@@ -119,7 +120,7 @@ class Nvlm(MegatronModule):
 
     def forward(self, row: DeviceRow, want: str = "loss") -> Tensor:
         """What the next stage receives: hidden states [T (/ tensor), 1, H], in X and H with the memory behind them. On the last stage
-        float32 [K] token losses, or with want="logits" this rank's vocabulary slice [K, V / tensor]."""
+        float32 [K] token losses, or with want="logits" this rank's slice [K, V / tensor] of the padded vocabulary."""
         hidden, memory = self._first(row) if self.pre_process else self._later(row)
         hidden = self.language.run(hidden, memory, row.positions_T, row.packed)
         if not self.post_process:
@@ -160,5 +161,6 @@ class Nvlm(MegatronModule):
         return torch.cat((hidden, memory, memory.new_zeros(spare, *memory.shape[1:])))
 
     def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
-        """Layer numbers are part of the names, so that any pipeline split may load them."""
-        return super().sharded_state_dict(prefix, sharded_offsets, {"non_homogeneous_layers": True, **(metadata or {})})
+        """Layer numbers are part of the names, so that any pipeline split may load them; padding is known (see `padding`)."""
+        return with_real_shapes(
+            super().sharded_state_dict(prefix, sharded_offsets, {"non_homogeneous_layers": True, **(metadata or {})}))

@@ -3,15 +3,18 @@
 Reading takes each rank's slice straight from the file, by the same sharding that checkpoints use; nothing is unpickled.
 """
 
+import difflib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from nvlm_train.errors import CheckpointError
 from nvlm_train.model.freeze import is_cross_attention
 from nvlm_train.model.init import place, shards
+from nvlm_train.model.padding import real_shape
 
 
 def _files(path: str) -> list[Path]:
@@ -29,22 +32,43 @@ def load_component(stage, component: str, path: str | None) -> None:
     Gated cross-attention keeps its initial values: a language model brings none. Raises CheckpointError on a missing tensor or a
     wrong shape, with both shapes. No path: nothing happens.
     """
-    if path is None or not hasattr(stage, component):
+    if path is not None and hasattr(stage, component):
+        fill(stage, component, _files(path), path)
+
+
+def fill(stage, component: str, files: Sequence[Path], where: str | Path, cross_attention: bool = False) -> None:
+    """Fill this rank's part of a component from whole, unpadded tensors in safetensors files, in place.
+
+    Of each tensor only this rank's part is read. where: what the files are, for messages. cross_attention: that of a language
+    model too, which otherwise keeps its values. Raises CheckpointError: a missing tensor, a wrong shape, a damaged file.
+    """
+    if not hasattr(stage, component):
         return
-    handles = {}
-    for file in _files(path):
-        handle = safe_open(file, "pt")
-        handles.update(dict.fromkeys(handle.keys(), handle))
+    stored = _stored(files)
     for shard in shards(stage.sharded_state_dict()):
-        if not shard.key.startswith(component + ".") or is_cross_attention(shard.key):
+        if not shard.key.startswith(component + ".") or (is_cross_attention(shard.key) and not cross_attention):
             continue
-        if shard.key not in handles:
-            raise CheckpointError(f"{path} lacks {shard.key!r}; it holds {len(handles)} tensors such as {sorted(handles)[:2]}")
-        full = handles[shard.key].get_tensor(shard.key)
-        padded = shard.allow_shape_mismatch and all(a <= b for a, b in zip(full.shape, shard.global_shape))
-        if full.ndim != len(shard.global_shape) or not (padded or tuple(full.shape) == tuple(shard.global_shape)):
-            raise CheckpointError(f"{shard.key}: the file holds {tuple(full.shape)}, the model wants {tuple(shard.global_shape)}")
-        place(shard, full)
+        if shard.key not in stored:
+            near = difflib.get_close_matches(shard.key, stored, n=1)
+            raise CheckpointError(f"{where} lacks {shard.key!r}; it holds {len(stored)} tensors"
+                                  + (f", the nearest name is {near[0]!r}" if near else f" such as {sorted(stored)[:2]}"))
+        part = stored[shard.key].get_slice(shard.key)
+        if tuple(part.get_shape()) != (wanted := real_shape(shard)):
+            found = tuple(part.get_shape())
+            raise CheckpointError(f"{where}: {shard.key} has shape {found} in the file, the model wants {wanted}")
+        place(shard, part)
+
+
+def _stored(files: Sequence[Path]) -> dict:
+    """Name -> the open file that holds it."""
+    found = {}
+    for file in files:
+        try:
+            handle = safe_open(file, "pt")
+        except (SafetensorError, OSError) as problem:
+            raise CheckpointError(f"{file} is no whole safetensors file: {problem}") from problem
+        found.update(dict.fromkeys(handle.keys(), handle))
+    return found
 
 
 def component_tensors(stages, component: str) -> dict[str, torch.Tensor]:

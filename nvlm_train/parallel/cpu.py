@@ -33,7 +33,11 @@ class _CudaMeansCpu(TorchFunctionMode):
 
 
 class _NoStream:
-    """Stands for a CUDA stream or event: every method does nothing, as a context manager too."""
+    """Stands for a CUDA stream or event: every method does nothing, as a context manager too. A class, since libraries that are
+    imported later (transformers) name torch.cuda.Stream in annotations."""
+
+    def __init__(self, *args, **kwargs):
+        pass
 
     def __getattr__(self, name):
         return lambda *args, **kwargs: None
@@ -53,7 +57,7 @@ def _patch_torch_cuda() -> None:
     cuda = torch.cuda
     cuda.current_device = lambda: _CPU
     cuda.set_device = cuda.synchronize = cuda.empty_cache = cuda.nvtx.range_push = cuda.nvtx.range_pop = _nothing
-    cuda.current_stream = cuda.stream = cuda.Stream = cuda.Event = lambda *args, **kwargs: _NoStream()
+    cuda.current_stream = cuda.stream = cuda.Stream = cuda.Event = _NoStream
     cuda.get_rng_state = cuda.random.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     cuda.set_rng_state = cuda.random.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     cuda.manual_seed = torch.manual_seed

@@ -28,14 +28,13 @@ from nvlm_train.data.sources import Source, cache_of
 from nvlm_train.data.tokenizer import Tokenizer, load_tokenizer
 from nvlm_train.data.workers import Workers
 from nvlm_train.engine.agree import on_every_rank, on_main
-from nvlm_train.engine.checkpoint import load_backbones
 from nvlm_train.engine.folders import as_size
 from nvlm_train.engine.interface import Engine
-from nvlm_train.engine.manifest import fingerprint
 from nvlm_train.errors import ConfigError, DataError
+from nvlm_train.training.backbones import load_backbones_of, load_components
 from nvlm_train.training.builtin import with_builtin_data
 from nvlm_train.training.encode_shards import Progress, encode_shard, planned
-from nvlm_train.training.stages import build_engine, load_backbones_of
+from nvlm_train.training.stages import build_engine
 from nvlm_train.training.start import resume_point, start_of
 
 STALE_S = 600.0     # an unfinished file that nobody has written to for so long was left by a job that died
@@ -65,7 +64,7 @@ def cache_features_command(runs: Sequence[Run], engine_of: Callable[[Run], Engin
     lean = encoder_only(run)
     check_world(lean, int(os.environ.get("WORLD_SIZE", "1")))
     with closing(engine_of(lean)) as engine:
-        tokenizer = load_tokenizer(run.model.tokenizer)
+        tokenizer = load_tokenizer(run.model.tokenizer, run.data.template)
         run = with_builtin_data(run, engine)
         _load_encoder(run, lean, tokenizer, engine)
         encoder = Encoder(run.model, run.data, tokenizer)
@@ -85,11 +84,10 @@ def encoder_only(run: Run) -> Run:
 def _load_encoder(run: Run, lean: Run, tokenizer: Tokenizer, engine: Engine) -> None:
     """The weights that training of this stage would start from or go on with."""
     _, start = resume_point([run]) or (0, start_of(run, None))
-    facts = fingerprint(run, tokenizer.fingerprint)
     if start.checkpoint is not None:
-        load_backbones(start.checkpoint, engine, ["vision"], facts)
+        load_components(start.checkpoint, engine, ["vision"], run, tokenizer)
     else:
-        load_backbones_of(lean, engine, facts)
+        load_backbones_of(lean, engine, tokenizer)
     origin = start.checkpoint or run.model.vision.weights or "a start from random weights"
     log.info("%s: the encoder is that of %s", run.stage, origin)
 

@@ -19,12 +19,12 @@ from nvlm_train.config.schema import Run
 from nvlm_train.data.loader import build_loader, validation_rows
 from nvlm_train.data.tokenizer import Tokenizer, load_tokenizer
 from nvlm_train.engine.agree import on_every_rank, on_main
-from nvlm_train.engine.checkpoint import VALIDATION_LOSS, CheckpointStore, SaveFacts, load, load_backbones, resolve
-from nvlm_train.engine.folders import is_checkpoint
+from nvlm_train.engine.checkpoint import VALIDATION_LOSS, CheckpointStore, SaveFacts
 from nvlm_train.engine.interface import Engine
 from nvlm_train.engine.manifest import fingerprint
 from nvlm_train.errors import ConfigError, DataError, TrainingError
 from nvlm_train.model.accounting import peak_flops
+from nvlm_train.training.backbones import load_start
 from nvlm_train.training.builtin import with_builtin_data
 from nvlm_train.training.examples import Examples
 from nvlm_train.training.features import StageFeatures, find_features
@@ -75,15 +75,12 @@ def train_all(runs: list[Run], engine_of: Callable[[Run], Engine] = build_engine
 def _train_stage(runs: Sequence[Run], run: Run, start: Start, engine_of: Callable[[Run], Engine]) -> None:
     with closing(engine_of(run)) as engine:
         _agree(engine, start)
-        tokenizer = load_tokenizer(run.model.tokenizer)
+        tokenizer = load_tokenizer(run.model.tokenizer, run.data.template)
         run = with_builtin_data(run, engine)
         store = CheckpointStore(checkpoints_of(run), run.run.keep_last)
         store.preflight(engine)
         log.info(start.told(run))
-        if start.checkpoint is not None:
-            load(start.checkpoint, engine, fingerprint(run, tokenizer.fingerprint), model_only=not start.resumed)
-        else:
-            load_backbones_of(run, engine, fingerprint(run, tokenizer.fingerprint))
+        load_start(run, start, engine, tokenizer)
         features = find_features(run, tokenizer, engine)
         _rewind(runs, run, start, engine, store)
         with _open_data(run, tokenizer, engine, start, features) as loader:
@@ -91,17 +88,6 @@ def _train_stage(runs: Sequence[Run], run: Run, start: Start, engine_of: Callabl
             on_main(engine, "recording the blend", lambda: write_segments(Path(run.run.dir), run.stage, segments), TrainingError)
             hooks = _hooks(runs, run, start, engine, tokenizer, store, segments, features)
             train(run, engine, engine.shared(loader), hooks, start.step)
-
-
-def load_backbones_of(run: Run, engine: Engine, own: dict) -> None:
-    """Vision encoder and language model out of checkpoints of ours, of whatever architecture; files of weights the engine read."""
-    wanted: dict[Path, list[str]] = {}
-    for component in ("vision", "language"):
-        weights = getattr(run.model, component).weights
-        if weights is not None and is_checkpoint(weights):
-            wanted.setdefault(resolve(weights), []).append(component)
-    for path, components in wanted.items():     # each is verified and read once, whatever is taken of it
-        load_backbones(path, engine, components, own)
 
 
 def _open_data(run: Run, tokenizer: Tokenizer, engine: Engine, start: Start, features: StageFeatures) -> AbstractContextManager:

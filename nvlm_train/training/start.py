@@ -8,6 +8,7 @@ from pathlib import Path
 from nvlm_train.config.schema import Run
 from nvlm_train.engine.checkpoint import CheckpointStore, resolve
 from nvlm_train.engine.manifest import Manifest
+from nvlm_train.engine.weights_folder import is_weights_folder
 from nvlm_train.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 class Start:
     """How a stage begins.
 
-    checkpoint: a complete step folder, or None for the backbones with a fresh connector.
+    checkpoint: a complete step folder, or a folder of weights of a whole model; None for the backbones with a fresh connector.
     step, cursor: finished steps, and consumed slots of the order. Where a stage is resumed they are the checkpoint's, and the
                   optimizer goes on too; otherwise they are 0 and only the weights are taken.
     extra:        what a resumed stage put into that checkpoint beside its state (`SaveFacts.extra`); empty otherwise.
@@ -35,10 +36,15 @@ class Start:
             return f"{run.stage}: goes on after step {self.step} of {run.train.steps}, from {self.checkpoint}"
         if self.checkpoint is not None:
             return f"{run.stage}: starts from the weights of {self.checkpoint}, with a fresh optimizer"
+        model = run.model
         parts = [f"{name} from {part.weights}" if part.weights else f"{name} with random weights"
-                 for name, part in (("vision encoder", run.model.vision), ("language model", run.model.language))]
-        fresh = "a fresh connector" if run.model.architecture == "nvlm_d" else "fresh connector and cross-attention"
-        return f"{run.stage}: starts from the backbones ({', '.join(parts)}) with {fresh}"
+                 for name, part in (("vision encoder", model.vision), ("language model", model.language))]
+        if model.connector.weights:
+            parts.append(f"connector from {model.connector.weights}")
+        fresh = [] if model.connector.weights else ["connector"]
+        fresh += [] if model.architecture == "nvlm_d" else ["cross-attention"]
+        new = f" with {'a ' if fresh == ['connector'] else ''}fresh {' and '.join(fresh)}" if fresh else ""
+        return f"{run.stage}: starts from the backbones ({', '.join(parts)}){new}"
 
 
 def checkpoints_of(run: Run) -> Path:
@@ -88,4 +94,6 @@ def start_of(run: Run, before: Run | None) -> Start:
     stage before it in this job, else from the backbones. Raises CheckpointError if the stage before left none."""
     if before is not None:
         return Start(resolve(checkpoints_of(before)))
-    return Start(resolve(run.init)) if run.init else Start()
+    if not run.init:
+        return Start()
+    return Start(Path(run.init).expanduser() if is_weights_folder(run.init) else resolve(run.init))

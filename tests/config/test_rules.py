@@ -32,6 +32,10 @@ BROKEN = {
     "model.kernels=cudnn": "is none of auto, torch, te",
     "model.tags.kind=3d": "is none of none, 1d, 2d_grid, 2d_bbox",
     "model.vision.norm=batch": "is none of rms, layer",
+    "model.vision.activation=relu": "is none of gelu, quick_gelu, gelu_tanh",
+    "model.vision.mean=[0.5]": "model.vision.mean=[0.5] has 1 numbers: give 3, for red, green and blue",
+    "model.vision.mean=[123.7,116.3,103.5]": "divide numbers for 0 to 255 by 255",
+    "model.vision.std=[0.5,0,0.5]": "model.vision.std=[0.5, 0.0, 0.5] must lie above 0 and at most at 1",
     "model.connector.layers=3": "model.connector.layers: 3 is none of 1, 2",
     "run.wandb=yes": "is none of off, offline, online",
     "run.device=tpu": "is none of auto, cpu, cuda",
@@ -44,6 +48,7 @@ BROKEN = {
     "model.cross_attention.kv_heads=0": "model.cross_attention.kv_heads=0 must be at least 1",
     "model.cross_attention.ffn=-1": "model.cross_attention.ffn=-1 must be at least 0",
     "model.tags.max_tokens=0": "model.tags.max_tokens=0 must be at least 1",
+    "train.decay_steps=4": "train.warmup_steps=4 must be less than train.decay_steps=4",
     "engine=deepspeed": "engine=deepspeed is not in this version; use megatron",
     "layout.context=2": "layout.context=2 is not in this version; use 1",
     "data.max_tokens=513": "data.max_tokens=513 is more than data.pack_tokens=512",
@@ -91,7 +96,7 @@ def test_rules_of_the_layout(overrides, sentence):
 
 
 SOUND = [
-    ["layout.tensor=2"], ["layout.pipeline=2"], ["layout.pipeline=4"], ["layout.pipeline=2", "layout.virtual=2"],
+    ["layout.tensor=2"], ["layout.tensor=2", "model.language.vocab=1025"], ["layout.pipeline=2"], ["layout.pipeline=4"], ["layout.pipeline=2", "layout.virtual=2"],
     ["layout.pipeline=2", "layout.first_stage_layers=1"],
     ["layout.pipeline=2", "layout.virtual=2", "layout.first_stage_layers=2"], ["layout.tensor=2", "layout.sequence=true"],
     ["train.lr_multipliers={vision:0.1}"], ["data.max_tiles=13"], ["data.max_tiles=14", "data.thumbnail=false"],

@@ -26,12 +26,17 @@ def test_flash_attention_of_packed_rows_agrees_with_the_masked_form():
     assert float((got.float() - expected).abs().max()) < 0.03
 
 
-def test_bf16_training_on_the_gpu_follows_fp32(tmp_path):
+CLIP = ("model.vision.first_norm=true", "model.vision.patch_bias=false", "model.vision.layer_scale=false",
+        "model.vision.activation=quick_gelu")
+
+
+@pytest.mark.parametrize("encoder", [(), CLIP], ids=["InternViT", "CLIP"])
+def test_bf16_training_on_the_gpu_follows_fp32(tmp_path, encoder):
     """Both stages of the tiny recipe, bf16 with fp32 master weights against fp32: the same curve to bf16's precision."""
     curves = {}
     for dtype in ("fp32", "bf16"):
         out = tmp_path / f"{dtype}.json"
-        done = launch(PARITY, 1, out, "nvlm_d_tiny", 20, f"model.dtype={dtype}", folder=tmp_path, timeout=300)
+        done = launch(PARITY, 1, out, "nvlm_d_tiny", 20, f"model.dtype={dtype}", *encoder, folder=tmp_path, timeout=300)
         assert done.returncode == 0, done.output[-3000:]
         curves[dtype] = json.loads(out.read_text())["nvlm_d_tiny"]
     for stage, expected in curves["fp32"].items():

@@ -36,6 +36,15 @@ def test_parameters_of_well_known_small_models_are_exact():
     assert parameters(SMALL).vision == 304_012_288
 
 
+def test_parameters_of_well_known_encoders_are_exact():
+    """CLIP ViT-L/14-336 as published; SigLIP so400m-patch14-384 without its pooling head of 15,238,352."""
+    clip = replace(SMALL.vision, tile_size=336, layer_scale=False, first_norm=True, final_norm=True, patch_bias=False)
+    siglip = Vision(layers=27, hidden=1152, heads=16, ffn=4304, tile_size=384, norm="layer", qkv_bias=True, qk_norm=False,
+                    layer_scale=False, final_norm=True, class_token=False)
+    assert parameters(replace(SMALL, vision=clip)).vision == 303_507_456
+    assert parameters(replace(SMALL, vision=siglip)).vision == 428_225_600 - 15_238_352
+
+
 @pytest.mark.parametrize("language, every, attention, with_ffn, linear", [
     (YI_34B, 6, 1.17e9, 6.5e9, 92e6), (Language(), 8, 1.51e9, 10.0e9, 105e6),
 ])
@@ -80,6 +89,12 @@ def test_flops_by_hand_with_everything_frozen_but_the_connector():
     assert found.connector == 2 * (16 * 6 * 2 + 6 * 4 * 3), "no input gradient below the first linear"
     linears, attention = 5 * 2 * (4 * (2 + 2 + 1 + 1) * 2 + 3 * 4 * 8), 4 * 15 * 4
     assert found.language == (linears + 2 * 2 * 4 * 16) * 2 + attention * 3
+
+
+def test_flops_of_an_encoder_without_class_token_by_hand():
+    bare = replace(TINY, vision=replace(TINY.vision, class_token=False))
+    assert useful_flops(bare, {"connector"}, [SampleWork(5, 1, 2)]).vision == (
+        4 * 2 * (4 * 16 + 2 * 4 * 8) + 4 * 4 * 4 * 4 + 4 * 2 * 12 * 4)
 
 
 TINY_READS = SampleWork(5, 2, 2, memory_tokens=2, readers=3, pairs=5)

@@ -23,7 +23,7 @@ from tests.engine.launching import launch
 STEPS, LOSS_FIRST = 20, 1e-6
 LOSS, NORM = 2e-6, 3e-4
 SCRIPT = Path(__file__).parent / "train_ranks.py"
-EVERYTHING = "train.trainable=[vision,connector,language]"
+ODD = "train.trainable=[vision,connector,language] model.language.vocab=1025"
 
 LAYOUTS = {
     "TP2": (2, "layout.tensor=2"),
@@ -121,5 +121,6 @@ def test_cross_attention_on_more_layouts(name, record_property):
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", WIDE_QK_NORM)
 def test_unfrozen_6b_style_encoder(name, record_property):
-    """Five heads over two ranks (one dummy) and QK norm over the full width, with gradients through all of it."""
-    check("nvlm_d_tiny_6b", name, WIDE_QK_NORM[name], EVERYTHING, record_property)
+    """Five heads over two ranks (one dummy) and QK norm over the full width, with gradients through all of it; and a vocabulary that
+    needs a spare row."""
+    check("nvlm_d_tiny_6b", name, WIDE_QK_NORM[name], ODD, record_property)

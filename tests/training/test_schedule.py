@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from nvlm_train.config.schema import Train
@@ -20,6 +22,12 @@ def test_cosine_without_warm_up_starts_below_the_peak_and_ends_at_the_minimum():
     assert lr_at(100, plain) == 2.5e-7
     rates = [lr_at(step, plain) for step in range(1, 101)]
     assert rates == sorted(rates, reverse=True)
+
+
+def test_a_shorter_decay_ends_earlier_and_stays():
+    early = replace(COSINE, steps=100, decay_steps=10)
+    assert [lr_at(step, early) for step in range(1, 11)] == [lr_at(step, COSINE) for step in range(1, 11)]
+    assert lr_at(11, early) == lr_at(100, early) == COSINE.min_lr
 
 
 def test_constant_keeps_the_peak_after_warm_up():

@@ -1,0 +1,36 @@
+"""How a layout splits a model over ranks: heads, vocabulary, layers, room for the image memory. Plain arithmetic; the one home of it for the
+model, which builds a rank's part, and for planning, which counts it."""
+
+from nvlm_train.config.layers import cross_layers
+from nvlm_train.config.schema import Layout, Model
+from nvlm_train.geometry import geometry_of
+
+
+def padded_size(size: int, tensor: int) -> int:
+    """The least multiple of `tensor` that is not less than `size`: the encoder's heads with its dummies, rows of the vocabulary."""
+    return -(-size // tensor) * tensor
+
+
+def memory_budget(model: Model, pack_tiles: int, tensor: int) -> int:
+    """M at most: memory tokens of the fullest row, a multiple of `tensor`; 0 for NVLM-D. Fixed, so that pipeline stages may exchange
+    [hidden ; memory] of one length."""
+    if not cross_layers(model):
+        return 0
+    tag = model.tags.max_tokens if model.architecture == "nvlm_h" and model.tags.kind != "none" else 0
+    return padded_size(pack_tiles * (geometry_of(model).tokens + tag), tensor)
+
+
+def stage_layers(layers: int, layout: Layout, pipeline_rank: int) -> list[range]:
+    """Decoder layers, counted from 0, of each (virtual) stage of a pipeline rank, as Megatron-Core deals them.
+
+    The first rank may hold fewer (`layout.first_stage_layers`). With virtual stages every rank's share is cut into `virtual` pieces,
+    and the model goes around the ranks that many times. The layout's rules are taken to hold.
+    """
+    pipeline, virtual, first = layout.pipeline, layout.virtual, layout.first_stage_layers
+    if pipeline == 1:
+        return [range(layers)]
+    others = layers // pipeline if first is None else (layers - first) // (pipeline - 1)
+    shares = [others if first is None else first, *[others] * (pipeline - 1)]
+    pieces = [share // virtual for share in shares]
+    before, around = sum(pieces[:pipeline_rank]), sum(pieces)
+    return [range(turn * around + before, turn * around + before + pieces[pipeline_rank]) for turn in range(virtual)]
