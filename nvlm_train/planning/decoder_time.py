@@ -1,0 +1,149 @@
+"""Costs of the language model's parts for one row on one rank: `model/decoder.py`, `model/attention.py`, `model/cross_attention.py`,
+`model/loss.py`, over Megatron's layer.
+
+Numbers moved by element by element kernels are counted from the code, a read and a write of each tensor that a kernel touches.
+"""
+
+from dataclasses import dataclass
+
+from nvlm_train.config.schema import Model
+from nvlm_train.config.split import padded_size
+from nvlm_train.planning.cost import NOTHING, Cost, Pass, Place
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row holds.
+
+    tokens: T, padding included; segments: lengths of the samples, and of the padding, which attends to itself; tiles: to be
+    encoded; supervised: tokens with a loss; memory: tokens that cross-attention's keys are made of; readers, pairs: tokens that
+    read any, and (reader, memory token) pairs.
+    """
+
+    tokens: int
+    segments: tuple[int, ...]
+    tiles: int = 0
+    supervised: int = 0
+    memory: int = 0
+    readers: int = 0
+    pairs: int = 0
+
+    def causal_pairs(self, block: int) -> int:
+        """(query, key) pairs that a kernel works on which takes blocks of so many tokens, those on the diagonal whole."""
+        if block == 1:
+            return sum(length * (length + 1) // 2 for length in self.segments)
+        counts = (-(-length // block) for length in self.segments)
+        return sum(count * (count + 1) // 2 for count in counts) * block * block
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What of a layer is trained, and whether its input needs a gradient."""
+
+    language: bool
+    cross: bool
+    below: bool
+    memory: bool = False    # the image memory needs one
+
+    @property
+    def passes(self) -> bool:
+        return self.language or self.below
+
+
+def decoder_layer(model: Model, place: Place, row: Row, needs: Gradients, reads: bool) -> Pass:
+    """Self-attention, cross-attention where the layer `reads`, feed-forward; recomputation as `model.recompute` says."""
+    whole = self_attention(model, place, row, needs)
+    if reads:
+        whole += cross_attention(model, place, row, needs)
+    whole += feed_forward(place, row, model.language.hidden, model.language.ffn, needs.language, needs.below or reads)
+    if not (needs.passes or reads):
+        return Pass(whole.forward)
+    return whole.again(whole.forward) if model.recompute == "full" else whole
+
+
+def self_attention(model: Model, place: Place, row: Row, needs: Gradients) -> Pass:
+    m, T, H, t = model.language, row.tokens, model.language.hidden, place.tensor
+    q, k = m.heads * m.head_dim // t, m.kv_heads * m.head_dim // t
+    core = _core(model, place, row.causal_pairs(place.machine.block), T * q, T * k)
+    total = place.column(T, H, q + 2 * k, needs.language, needs.below) + place.row(T, q, H, needs.language, needs.passes)
+    # Norm (2) and addition (3) on this rank's slice; bias (2); heads cut out (2); rotary positions of q and k: two products with
+    # cosines and sines, the halves turned, their sum, a copy (12).
+    forward = 5 * T // place.slices * H + T * ((q + 2 * k) * (2 * m.qkv_bias) + 2 * (q + k) + 12 * (q + k))
+    backward = 8 * T // place.slices * H + T * ((q + 2 * k) * (2 + m.qkv_bias) + 14 * (q + k))
+    total += Pass(place.moves(forward, 24), place.moves(backward, 32) if needs.passes else NOTHING)
+    if not needs.passes:
+        return total + Pass(core.forward)
+    return total + (core.again(core.forward) if model.recompute == "selective" else core)
+
+
+def _core(model: Model, place: Place, pairs: float, queries: int, keys: int) -> Pass:
+    """Flash attention; its keys and values are repeated to as many heads as the queries have (`attention.grouped_varlen`)."""
+    m = model.language
+    done = place.attention(4.0 * m.heads * m.head_dim // place.tensor * pairs)
+    repeated = place.moves(2 * (keys + queries), 2) if m.heads > m.kv_heads else NOTHING
+    return done + Pass(repeated, repeated)
+
+
+def feed_forward(place: Place, row: Row, H: int, width: int, own: bool, below: bool) -> Pass:
+    """Norm, gate and up as one linear, SwiGLU, down, addition."""
+    T, f = row.tokens, width // place.tensor
+    passes = own or below
+    total = place.column(T, H, 2 * f, own, below) + place.row(T, f, H, own, passes)
+    # Norm (2), addition (3); SiLU (2), the up half plus zero (2), their product (3). Backward: both factors' gradients (6), SiLU's
+    # (3), the halves put together (4).
+    moved = Pass(place.moves(5 * T // place.slices * H + 7 * T * f, 7), place.moves(8 * T // place.slices * H + 13 * T * f, 12))
+    return total + (moved if passes else Pass(moved.forward))
+
+
+def cross_attention(model: Model, place: Place, row: Row, needs: Gradients) -> Pass:
+    """Gated cross-attention, and its own feed-forward if it has one. Queries are made of every token of the row, keys and values
+    of every token of its memory; a row without pictures skips both."""
+    x, m, T, H, t = model.cross_attention, model.language, row.tokens, model.language.hidden, place.tensor
+    own, passes = needs.cross, needs.passes or needs.cross or needs.memory
+    sliced = T // place.slices * H
+    total = Pass(place.moves(7 * sliced, 4), place.moves(12 * sliced, 8) if passes else NOTHING)     # norm, gate, addition
+    if row.memory:
+        q, k = (x.heads or m.heads) * m.head_dim // t, (x.kv_heads or m.kv_heads) * m.head_dim // t
+        total += place.column(T, H, q, own, needs.passes)
+        total += place.column(row.memory, H, 2 * k, own, needs.memory)
+        total += place.row(T, q, H, own, passes)
+        read = place.attention(4.0 * q * row.pairs)
+        keys = row.pairs / max(row.readers, 1)
+        moved = place.moves(2 * row.readers * q + 2 * T * q + 2 * keys * (3 * k + q), 9)    # readers out, keys repeated, readers back
+        total += Pass(read.forward + moved, read.backward + moved.scaled(1.5) if passes else NOTHING)
+    if x.ffn:
+        total += feed_forward(place, row, H, x.ffn, own, passes)
+    return total
+
+
+def embed(model: Model, place: Place, row: Row, trains: bool, passes: bool) -> Pass:
+    """Tokens of the row and their tiles put among them, summed over the group, then sliced."""
+    m, H = model.language, model.language.hidden
+    forward = place.reduce(row.tokens, H) + place.moves(6 * row.tokens * H, 8)
+    backward = NOTHING
+    if passes or trains:
+        backward += place.gather(row.tokens, H) if place.sequence else NOTHING
+        backward += place.moves(6 * row.tokens * H, 6)
+    if trains:      # a whole table of gradients, mostly zeros, is added to the sum: 2 numbers of it are made, 5 moved in adding
+        backward += place.moves(7 * m.vocab // place.tensor * H, 4)
+    return Pass(forward, backward)
+
+
+def answer(model: Model, place: Place, row: Row, trains: bool, passes: bool) -> Pass:
+    """Final norm, logits of the supervised tokens, cross-entropy."""
+    H, K, V = model.language.hidden, max(row.supervised, 1), padded_size(model.language.vocab, place.tensor) // place.tensor
+    total = place.linear(K, H, V, trains, passes)
+    message = place.reduce(K, H) if passes else NOTHING
+    total += Pass(NOTHING, message)
+    gathered = place.gather(row.tokens, H) if place.sequence else NOTHING
+    # fp32 logits, of which the maximum is found, subtracted, the exponential taken, summed, divided by; all in bytes, two a number.
+    total += Pass(gathered + place.moves(2 * row.tokens // place.slices * H + 19 * K * V, 14), NOTHING)
+    total += Pass(small_sums(place, K))
+    if passes or trains:
+        total += Pass(NOTHING, place.moves(5 * row.tokens // place.slices * H + 3 * row.tokens * H + 7 * K * V, 10))
+    return total
+
+
+def small_sums(place: Place, supervised: int) -> Cost:
+    """The three all-reduces of vocabulary-parallel cross-entropy: one fp32 number a supervised token each."""
+    return place.reduce(2 * supervised, 1).scaled(3)

@@ -1,0 +1,84 @@
+"""Costs of vision encoder and connector for n tiles on one rank of the first stage: `model/vision.py`, `model/connector.py`.
+
+Both are tensor parallel without slicing the sequence. Numbers moved by element by element kernels are counted from the code, a read
+and a write of each tensor that a kernel touches; the comments name the kernels.
+"""
+
+from dataclasses import replace
+
+from nvlm_train.config.schema import Connector, Language, Model, Vision
+from nvlm_train.config.split import padded_size
+from nvlm_train.geometry import TileGeometry
+from nvlm_train.planning.cost import NOTHING, Pass, Place
+
+# Backward kernels of a chain of element by element ones read the incoming gradient and what was kept, and write one tensor.
+_BACKWARD = 1.7
+
+
+def encode(v: Vision, place: Place, tiles: int, trains: bool) -> Pass:
+    """Tiles through the encoder. A frozen one runs forward only."""
+    if not tiles:
+        return Pass()
+    place = replace(place, sequence=False)
+    patches = TileGeometry(v.tile_size, v.patch).patches
+    tokens = tiles * (patches + v.class_token)
+    pixels = 3 * v.tile_size**2 * tiles
+    first = place.linear(tiles * patches, 3 * v.patch**2, v.hidden, trains, False)
+    first += Pass(place.moves(7 * pixels + 6 * tokens * v.hidden, 8))      # bytes to normalised numbers; class token, positions
+    whole = first + _layer(v, place, tiles, tokens, trains).scaled(v.layers)
+    return whole if trains else Pass(whole.forward)
+
+
+def _layer(v: Vision, place: Place, tiles: int, tokens: int, trains: bool) -> Pass:
+    D, f = v.hidden, v.ffn // place.tensor
+    width = padded_size(v.heads, place.tensor) // place.tensor * (D // v.heads)
+    total = place.column(tokens, D, 3 * width, trains, trains)
+    total += place.attention(4.0 * tokens * tokens / tiles * width)
+    total += place.row(tokens, width, D, trains, trains)
+    total += place.column(tokens, D, f, trains, trains)
+    total += place.row(tokens, f, D, trains, trains)
+    # Two norms (2), two additions (3), the biases of both output linears (2); GELU and its linear's bias (2 each).
+    numbers = (4 + 6 + 4 + (4 if v.layer_scale else 0)) * D + 4 * f
+    numbers += 6 * width if v.qkv_bias else 0
+    numbers += 2 * width                                                    # the heads' outputs side by side
+    numbers += 2 * 19 * width if v.qk_norm else 0                           # fp32: cast, square, sum, cast, scale, cast; weight
+    moved = place.moves(tokens * numbers, 14 + 16 * v.qk_norm + 2 * v.layer_scale)
+    total += Pass(moved, moved.scaled(_BACKWARD))
+    if v.qk_norm and place.tensor > 1:
+        total += Pass(place.reduce(2 * tokens, 2), place.reduce(2 * tokens, 2))     # fp32 mean squares of queries and keys
+    return total
+
+
+def connect(model: Model, place: Place, tiles: int, trains: bool, below: bool) -> Pass:
+    """Pixel shuffle, norm and linears. trains: the connector; below: the encoder is trained too.
+
+    A row without tiles sends one blank through the connector in training."""
+    v, c, m = model.vision, model.connector, model.language
+    place, tiles = replace(place, sequence=False), max(tiles, 1)
+    tokens = tiles * TileGeometry(v.tile_size, v.patch, c.shuffle).tokens
+    width, passes = v.hidden * c.shuffle**2, trains or below
+    if c.layers == 1:
+        total = place.column(tokens, width, m.hidden // place.tensor, trains, below)
+        message = place.gather(tokens, m.hidden)
+        total += Pass(message, message if passes else NOTHING)
+    else:
+        inner = (c.hidden or m.ffn) // place.tensor
+        total = place.column(tokens, width, inner, trains, below)
+        total += place.row(tokens, inner, m.hidden, trains, passes)
+        moved = place.moves(2 * tokens * inner, 1)
+        total += Pass(moved, moved.scaled(_BACKWARD) if passes else NOTHING)
+    moved = place.moves(4 * tokens * width, 2)
+    total += Pass(moved, moved.scaled(_BACKWARD) if passes else NOTHING)
+    return total + (_resample(c, m, place, tiles, tokens // tiles, passes) if c.resampler_tokens else Pass())
+
+
+def _resample(c: Connector, m: Language, place: Place, tiles: int, tokens: int, passes: bool) -> Pass:
+    """Queries read a tile's tokens and each other, then their feed-forward (`model/resampler.py`)."""
+    H, share, queries, keys = m.hidden, m.hidden // place.tensor, c.resampler_tokens * tiles, (tokens + c.resampler_tokens) * tiles
+    layer = place.column(queries, H, share, passes, passes) + place.column(keys, H, 2 * share, passes, passes)
+    layer += place.attention(4.0 * c.resampler_tokens * keys * share)
+    layer += place.row(queries, share, H, passes, passes)
+    layer += place.column(queries, H, 4 * share, passes, passes) + place.row(queries, 4 * share, H, passes, passes)
+    moved = place.moves(2 * keys * H + 10 * queries * H, 8)
+    layer += Pass(moved, moved.scaled(_BACKWARD))
+    return (layer if passes else Pass(layer.forward)).scaled(c.resampler_layers)

@@ -1,0 +1,51 @@
+"""The fullest row that a run's budgets allow: what memory must be found for, whatever a step happens to hold."""
+
+from dataclasses import dataclass
+
+from nvlm_train.config.schema import Run
+from nvlm_train.geometry import geometry_of
+
+
+@dataclass(frozen=True)
+class RowSize:
+    """Sizes of one row (a micro-batch).
+
+    tokens: T, padding included; tiles: n, of which `shown` stand in the sequence and the others in the memory; supervised: tokens
+    with a loss, K; memory: tokens of the memory, tags included; tags: those of them that are tags; readers: tokens of the sequence
+    that read the memory; keys: memory tokens that they read, each once for every span of readers that reads it; spans: of readers.
+    """
+
+    tokens: int
+    tiles: int
+    supervised: int
+    shown: int = 0
+    memory: int = 0
+    tags: int = 0
+    readers: int = 0
+    keys: int = 0
+    spans: int = 0
+
+
+def fullest(run: Run) -> RowSize:
+    """All tokens and tiles that the budgets allow, every token supervised but the last (a row of text alone can be like that).
+
+    NVLM-X: tags that are bound to their tiles come first, and the text behind them reads every tile, so each tile is read twice.
+    NVLM-H: of each image the thumbnail is shown, the other tiles are read, each behind its tag.
+    """
+    data, model = run.data, run.model
+    T, each = data.pack_tokens, geometry_of(model).tokens
+    if model.architecture == "nvlm_d":
+        tiles = min(data.pack_tiles, T // each)
+        return RowSize(T, tiles, T - 1, shown=tiles)
+    tagged = model.tags.kind != "none"
+    if model.architecture == "nvlm_x":
+        tiles = data.pack_tiles
+        bound = tagged and model.cross_attention.tag_mask and data.max_tiles > 1 and tiles * model.tags.max_tokens < T
+        return RowSize(T, tiles, T - 1, memory=tiles * each, readers=T, keys=tiles * each * (1 + bound),
+                       spans=1 + tiles * bound)
+    image = data.max_tiles + 1 if data.thumbnail and data.max_tiles > 1 else data.max_tiles
+    shown = min(-(-data.pack_tiles // image), (T - 1) // each)
+    kept = data.pack_tiles - shown
+    tags = kept * model.tags.max_tokens if tagged else 0
+    memory = kept * each + tags
+    return RowSize(T, data.pack_tiles, T - 1, shown, memory, tags, readers=T if kept else 0, keys=memory, spans=int(kept > 0))

@@ -1,0 +1,137 @@
+"""Other layouts of a stage, tried on the same cluster: the fastest that fit, and why the others do not."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
+
+from nvlm_train.config import rules
+from nvlm_train.config.schema import Layout, Run
+from nvlm_train.planning.parameters import rank_parameters, trained_names
+from nvlm_train.planning.plan import Bench, Plan
+
+PIPELINES, VIRTUAL, RECOMPUTE = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16), (1, 2), ("none", "selective", "full")
+SHOWN = 6           # proposals, each with another tensor or pipeline size
+_ROW_STEP = 256     # tokens that a proposed row is a multiple of
+
+
+@dataclass(frozen=True)
+class Found:
+    """best: fastest first. refused: sentence -> how many layouts it ruled out. tried: layouts looked at."""
+
+    best: tuple[Plan, ...]
+    refused: dict[str, int]
+    tried: int
+
+
+def search(run: Run, bench: Bench) -> Found:
+    """Splits of the layers first, at the run's own rows; then other rows for the best of them."""
+    refused: Counter[str] = Counter()
+    possible = list(_possible(run, bench, refused))
+    splits = _fastest(possible, bench, refused, SHOWN)
+    rows = [other for plan in splits for other in _other_rows(plan, refused)]
+    best = _fastest([plan.run for plan in splits] + rows, bench, refused, SHOWN)
+    return Found(tuple(best), dict(refused), len(possible) + len(rows) + sum(refused.values()))
+
+
+def _possible(run: Run, bench: Bench, refused: Counter) -> Iterator[Run]:
+    """Every split that the rules and the cluster allow, without recomputation."""
+    run, world, per_node = _recomputing(run, RECOMPUTE[0]), bench.cluster.world, bench.cluster.per_node
+    for tensor in (1, 2, 4, 8, 16):
+        if tensor > per_node:
+            if tensor <= world:
+                refused[f"layout.tensor of more than the {per_node} GPUs of a node"] += 1
+            continue
+        for pipeline in (p for p in PIPELINES if p * tensor <= world):
+            if world % (tensor * pipeline):
+                refused[f"{world} GPUs are no multiple of layout.tensor x layout.pipeline"] += 1
+                continue
+            base = replace(run, layout=replace(run.layout, tensor=tensor, pipeline=pipeline, virtual=1, first_stage_layers=None,
+                                               sequence=tensor > 1))
+            yield from _splits(base, bench, refused)
+
+
+def _splits(base: Run, bench: Bench, refused: Counter) -> Iterator[Run]:
+    if _too_heavy(base, bench):
+        refused["weights, gradients and optimizer alone need more than the GPU's memory"] += 1
+        return
+    for virtual in VIRTUAL if base.layout.pipeline > 1 else (1,):
+        for first in _first_stages(base, virtual, bench):
+            split = replace(base, layout=replace(base.layout, virtual=virtual, first_stage_layers=first))
+            if problems := rules.problems(split):
+                refused[problems[0]] += 1
+            else:
+                yield split
+
+
+def _first_stages(run: Run, virtual: int, bench: Bench) -> list[int | None]:
+    """An even split, and the two uneven ones nearest to a first stage that takes, encoder included, as long as the others."""
+    stages, layers = run.layout.pipeline, run.model.language.layers
+    if stages == 1 or rules.problems(replace(run, layout=Layout(run.layout.tensor))):
+        return [None]
+    valid = [first for first in range(virtual, layers) if (layers - first) % ((stages - 1) * virtual) == 0 and first % virtual == 0]
+    alone = replace(run, layout=Layout(run.layout.tensor, sequence=run.layout.sequence))
+    costs = bench.memo.costs(alone, bench.fabric(alone), max(bench.step(alone).rows, key=lambda row: row.tiles))
+    layer = sum(p.forward.work + p.backward.work for p in costs.layers) / layers
+    before = (costs.before.forward.work + costs.before.backward.work) / layer
+    after = (costs.after.forward.work + costs.after.backward.work) / layer
+    wanted = (layers + before + after) / stages - before
+    return [None, *sorted(valid, key=lambda first: abs(first - wanted))[:2]]
+
+
+def _too_heavy(run: Run, bench: Bench) -> bool:
+    """Whether what stands through the whole run is too much for an average rank, whatever is recomputed."""
+    whole = rank_parameters(replace(run, layout=Layout(run.layout.tensor)), 0)[0]
+    names = trained_names(run.model, run.train.trainable)
+    weights, learning = sum(p.elements for p in whole), sum(p.elements for p in whole if p.name in names)
+    needed = 2 * weights + (4 + 12 / bench.replicas(run)) * learning
+    return needed / run.layout.pipeline > bench.cluster.gpu.memory
+
+
+def _fastest(runs: Sequence[Run], bench: Bench, refused: Counter, wanted: int) -> list[Plan]:
+    """Of each tensor and pipeline size the fastest that fits, fastest first.
+
+    Each layout is tried without recomputation, and if that does not fit with more of it, always in the order of time: memory of
+    what is slower than everything shown is not looked at.
+    """
+    waiting = [(Plan(run, bench).time.seconds, number, Plan(run, bench), 0) for number, run in enumerate(runs)]
+    heapify(waiting)
+    found: dict[tuple[int, int], Plan] = {}
+    while waiting and len(found) < wanted:
+        _, number, plan, level = heappop(waiting)
+        sizes = (plan.run.layout.tensor, plan.run.layout.pipeline)
+        if sizes in found:
+            continue
+        if plan.fits_surely:
+            found[sizes] = plan
+        elif level + 1 < len(RECOMPUTE):
+            more = Plan(_recomputing(plan.run, RECOMPUTE[level + 1]), bench)
+            heappush(waiting, (more.time.seconds, number, more, level + 1))
+        else:
+            refused["a rank needs more memory than the GPU surely has, whatever is recomputed"] += 1
+    return list(found.values())
+
+
+def _recomputing(run: Run, what: str) -> Run:
+    return replace(run, model=replace(run.model, recompute=what))
+
+
+def _other_rows(plan: Plan, refused: Counter) -> Iterator[Run]:
+    """Rows of half and twice the size, and rows whose tokens and tiles run out together."""
+    data, samples = plan.run.data, plan.bench.samples
+    if not data.packing:
+        return
+    tokens, tiles = sum(s.tokens for s in samples), sum(s.tiles for s in samples)
+    most = max(s.tiles for s in samples)
+    sizes = [(data.pack_tokens // 2, data.pack_tiles // 2), (2 * data.pack_tokens, 2 * data.pack_tiles)]
+    if tiles:
+        both = -(-data.pack_tiles * tokens // tiles // _ROW_STEP) * _ROW_STEP
+        sizes += [(both, data.pack_tiles), (2 * both, 2 * data.pack_tiles)]
+    for pack_tokens, pack_tiles in sizes:
+        run = _recomputing(replace(plan.run, data=replace(data, pack_tokens=pack_tokens, pack_tiles=pack_tiles)), RECOMPUTE[0])
+        if problems := rules.problems(run):
+            refused[problems[0]] += 1
+        elif most > pack_tiles:
+            refused[f"a sample has {most} tiles, more than data.pack_tiles={pack_tiles}"] += 1
+        else:
+            yield run

@@ -1,0 +1,211 @@
+"""Seconds of one optimizer step: the rows through the pipeline, then gradients summed, weights updated and handed out again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from nvlm_train.config.schema import Layout, Run
+from nvlm_train.config.split import memory_budget, stage_layers
+from nvlm_train.model.accounting import Parts, SampleWork, trained_components, useful_flops
+from nvlm_train.planning.cost import NOTHING, Cost, Pass
+from nvlm_train.planning.decoder_time import Row
+from nvlm_train.planning.fabric import Fabric
+from nvlm_train.planning.parameters import rank_parameters, trained_names
+from nvlm_train.planning.rates import Machine
+from nvlm_train.planning.row_time import RowCosts, row_costs
+from nvlm_train.planning.schedule import Played, play
+from nvlm_train.planning.step import Step
+
+_LAYERS, _BEHIND = "language.decoder.layers.", ("language.decoder.final_layernorm.", "language.output_layer.")
+
+@dataclass(frozen=True)
+class Trained:
+    """Trained elements that one tensor-parallel rank holds: before the layers, of each layer, and behind them."""
+
+    before: int
+    layers: tuple[int, ...]
+    after: int
+
+
+@dataclass
+class Memo:
+    """What many layouts of one stage have in common, made once. Serves a single stage with one machine and its links within a node."""
+
+    rows: dict = field(default_factory=dict)
+    elements: dict = field(default_factory=dict)
+
+    def costs(self, run: Run, fabric: Fabric, row: Row) -> RowCosts:
+        key = (run.layout.tensor, run.layout.sequence, run.model.recompute, fabric.tensor, row)
+        if key not in self.rows:
+            self.rows[key] = row_costs(run, fabric.place(run.layout), row)
+        return self.rows[key]
+
+    def trained(self, run: Run) -> Trained:
+        if run.layout.tensor not in self.elements:
+            self.elements[run.layout.tensor] = trained_elements(run)
+        return self.elements[run.layout.tensor]
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """Bytes that one rank of a pipeline stage sends in a step, by group: tensor parallel, to the next and the previous stage,
+    data parallel (gradients' reduce-scatter in fp32, weights' all-gather in the compute dtype)."""
+
+    tensor: float
+    pipeline: float
+    data: float
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One step as predicted.
+
+    pipeline: all rows, forward and backward; update_s: the slowest rank's reduction, update and hand-out of weights; host_s: what is
+    left to the host; useful: operations by component, of all ranks. The rest is reckoned when asked for.
+    """
+
+    stages: "Stages"
+    pipeline: Played
+    updates: tuple[tuple[float, float], ...]
+    host_s: float
+    message: float
+    useful: Parts
+    replicas: int
+
+    @property
+    def update_s(self) -> float:
+        return max(seconds for seconds, _ in self.updates)
+
+    @property
+    def seconds(self) -> float:
+        return self.pipeline.seconds + self.update_s + self.host_s
+
+    @property
+    def devices(self) -> int:
+        layout = self.stages.run.layout
+        return layout.tensor * layout.pipeline * self.replicas
+
+    def utilisation(self, peak: float) -> float:
+        """MFU: useful operations over what the devices could do in the step."""
+        return self.useful.total / (self.seconds * self.devices * peak)
+
+    @cached_property
+    def done(self) -> Parts:
+        """Operations of all ranks by component, padding, dummy heads and recomputation included."""
+        one = sum((row.operations for row in self.stages.rows), Parts())
+        return one.scaled(self.stages.run.layout.tensor * self.replicas)
+
+    @cached_property
+    def kinds(self) -> Cost:
+        """The busiest stage's rows, both ways."""
+        return self.stages.sum(max(range(len(self.pipeline.busy)), key=self.pipeline.busy.__getitem__))
+
+    @cached_property
+    def volumes(self) -> tuple[Volumes, ...]:
+        """Of each pipeline rank."""
+        layout, rows = self.stages.run.layout, len(self.stages.rows)
+        return tuple(Volumes(self.stages.sum(rank).sent, _exchanged(layout, rank, self.message, rows), sent)
+                     for rank, (_, sent) in enumerate(self.updates))
+
+
+def step_time(run: Run, fabric: Fabric, step: Step, replicas: int, useful: Parts, memo: Memo | None = None) -> StepTime:
+    """useful: operations of the whole step (`useful_of`); memo: shared by the layouts of one stage that are compared."""
+    memo, machine, layout = memo or Memo(), fabric.machine, run.layout
+    stages = Stages(run, [memo.costs(run, fabric, row) for row in step.rows])
+    message = _message(run, step.rows[0].tokens, machine.number_bytes)
+    played = play(*stages.seconds(machine), layout.pipeline, fabric.pipeline.seconds(message) if layout.pipeline > 1 else 0.0)
+    updates = tuple(_update(run, fabric, rank, replicas, memo.trained(run)) for rank in range(layout.pipeline))
+    return StepTime(stages, played, updates, machine.step_s, message, useful, replicas)
+
+
+def useful_of(run: Run, samples: Sequence[SampleWork]) -> Parts:
+    """Useful operations of a step of mean samples."""
+    trained = trained_components(run.model, run.train)
+    return useful_flops(run.model, trained, samples).scaled(run.train.global_batch / len(samples))
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The rows' costs as a layout splits them."""
+
+    run: Run
+    rows: Sequence[RowCosts]
+
+    @cached_property
+    def pieces(self) -> list[dict[int, Pass]]:
+        """In the order in which a row passes them: what each costs, by row; rows that are one object are looked at once."""
+        layout = self.run.layout
+        held = [stage_layers(self.run.model.language.layers, layout, rank) for rank in range(layout.pipeline)]
+        ordered = [held[rank][turn] for turn in range(layout.virtual) for rank in range(layout.pipeline)]
+        different = {id(row): row for row in self.rows}
+        return [{key: _piece(row, layers, number == 0, number == len(ordered) - 1) for key, row in different.items()}
+                for number, layers in enumerate(ordered)]
+
+    def seconds(self, machine: Machine) -> tuple[list[list[float]], list[list[float]]]:
+        """Forward and backward, each [pieces][rows]."""
+        forward, backward = [], []
+        for piece in self.pieces:
+            took = {key: (part.forward.seconds(machine), part.backward.seconds(machine)) for key, part in piece.items()}
+            forward.append([took[id(row)][0] for row in self.rows])
+            backward.append([took[id(row)][1] for row in self.rows])
+        return forward, backward
+
+    def sum(self, rank: int) -> Cost:
+        """All of a pipeline rank's rows, both ways."""
+        total = NOTHING
+        for piece in self.pieces[rank::self.run.layout.pipeline]:
+            for row in self.rows:
+                total += piece[id(row)].forward + piece[id(row)].backward
+        return total
+
+
+def _piece(row: RowCosts, layers: range, first: bool, last: bool) -> Pass:
+    total = row.between(layers)
+    if first:
+        total = row.before + total
+    return total + row.after if last else total
+
+
+def _message(run: Run, tokens: int, number_bytes: int) -> float:
+    """Bytes between two stages for one row: hidden states, and room for the image memory behind them."""
+    layout = run.layout
+    slices = layout.tensor if layout.sequence else 1
+    return (tokens + memory_budget(run.model, run.data.pack_tiles, layout.tensor)) // slices * run.model.language.hidden * number_bytes
+
+
+def _exchanged(layout: Layout, rank: int, message: float, rows: int) -> float:
+    """Hidden states down and gradients up, each once for every piece that has a neighbour there."""
+    pieces = range(rank, layout.pipeline * layout.virtual, layout.pipeline)
+    last = layout.pipeline * layout.virtual - 1
+    return message * rows * sum((piece < last) + (piece > 0) for piece in pieces) if layout.pipeline > 1 else 0.0
+
+
+def trained_elements(run: Run) -> Trained:
+    """Counted on a layout of one stage, whose names say which layer a parameter belongs to."""
+    whole = rank_parameters(replace(run, layout=Layout(run.layout.tensor)), 0)[0]
+    names = trained_names(run.model, run.train.trainable)
+    before, after, layers = 0, 0, [0] * run.model.language.layers
+    for parameter in whole:
+        if parameter.name not in names:
+            continue
+        if parameter.name.startswith(_LAYERS):
+            layers[int(parameter.name.removeprefix(_LAYERS).split(".", 1)[0])] += parameter.elements
+        elif parameter.name.startswith(_BEHIND):
+            after += parameter.elements
+        else:
+            before += parameter.elements
+    return Trained(before, tuple(layers), after)
+
+
+def _update(run: Run, fabric: Fabric, rank: int, replicas: int, elements: Trained) -> tuple[float, float]:
+    """(seconds, bytes sent) of a rank after its last backward. Nothing of it is overlapped (`engine/megatron.py`)."""
+    machine, layout = fabric.machine, run.layout
+    held = stage_layers(run.model.language.layers, layout, rank)
+    count = sum(elements.layers[number] for layers in held for number in layers)
+    count += elements.before * (rank == 0) + elements.after * (rank == layout.pipeline - 1)
+    if not count:
+        return 0.0, 0.0
+    share = (replicas - 1) / replicas
+    summed, handed_out = 4 * count * share, machine.number_bytes * count * share
+    seconds = machine.moved(machine.clear_bytes * count + machine.update_bytes * count / replicas)
+    return seconds + fabric.data.seconds(summed) + fabric.data.seconds(handed_out), summed + handed_out
