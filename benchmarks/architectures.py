@@ -52,7 +52,7 @@ def prepare(architecture: str, stage: str, recipe: str, words: int, overrides: S
         settings += ["model.vision.weights=null", "model.language.weights=null", "model.tokenizer=tiny"]
     settings += overrides
     run = compose(settings)[0]
-    encoder = Encoder(run.model, run.data, load_tokenizer(run.model.tokenizer))
+    encoder = Encoder(run.model, run.data, load_tokenizer(run.model.tokenizer, run.data.template))
     encoded = encoder.encode(one_sample(words, run.model.vision.tile_size))
     tokens = -(-encoded.length // 64) * 64
     run = compose([*settings, f"data.pack_tokens={tokens}", f"data.max_tokens={tokens}", "+data.blend.benchmark.path=unused"])[0]

@@ -66,7 +66,7 @@ def encoder_share(run: Run) -> float:
 def train(run: Run, key: FeatureKey | None) -> dict[str, list[float]]:
     """Loss, seconds and CPU seconds of every step, from the same start."""
     steps: dict[str, list[float]] = {"loss": [], "seconds": [], "cpu_seconds": []}
-    tokenizer = load_tokenizer(run.model.tokenizer)
+    tokenizer = load_tokenizer(run.model.tokenizer, run.data.template)
     with closing(MegatronEngine(run)) as engine, build_loader(run, tokenizer, 0, 1, features=key) as loader:
         began, cpu = time.perf_counter(), time.process_time()
         for batch in loader:
@@ -85,7 +85,7 @@ def measure(run: Run, rounds: int) -> dict:
     cache_features_command([run])
     caching = time.perf_counter() - began
     with closing(MegatronEngine(run)) as engine:
-        encoder = Encoder(run.model, run.data, load_tokenizer(run.model.tokenizer))
+        encoder = Encoder(run.model, run.data, load_tokenizer(run.model.tokenizer, run.data.template))
         key = feature_key(encoder, engine.encoder_fingerprint(), engine.dtype)
     done: dict[str, list[dict]] = {"computed": [], "cached": []}
     for _ in range(rounds):

@@ -18,6 +18,7 @@ def pytest_configure(config):
     """Built-in datasets are written to a folder of this session; xdist's workers share their parent's."""
     if not hasattr(config, "workerinput"):
         config.nvlm_cache = os.environ["NVLM_CACHE"] = tempfile.mkdtemp(prefix="nvlm-test-cache-")
+        os.environ["HF_MODULES_CACHE"] = f"{config.nvlm_cache}/modules"     # where transformers puts an exported model's code
 
 
 def pytest_unconfigure(config):

@@ -33,7 +33,7 @@ def make_run(shards: Path, way: str, workers: int, step: int) -> schema.Run:
 def epoch(shards: Path, way: str, workers: int, warm: int) -> dict:
     """Every sample of the folder once, in steps; the `warm` samples of the first WARM_STEPS are not timed."""
     run = make_run(shards, way, workers, warm // WARM_STEPS)
-    tokenizer = load_tokenizer(run.model.tokenizer)
+    tokenizer = load_tokenizer(run.model.tokenizer, run.data.template)
     source, = open_sources(run.data.blend, Encoder(run.model, run.data, tokenizer))
     # What pictures add to the sequence beside the text: tags and visual tokens. The peers do not lay these out.
     added = sum(source.plan(i).tokens - source.counts.tokens(i) for i in range(len(source)))

@@ -11,6 +11,7 @@ from pathlib import Path
 from nvlm_train.config import rules
 from nvlm_train.config.request import Request, take_request
 from nvlm_train.config.schema import Run
+from nvlm_train.engine.weights_folder import is_weights_folder
 from nvlm_train.errors import ConfigError
 
 
@@ -43,18 +44,22 @@ def runs_and_request(words: list[str]) -> tuple[list[Run], Request]:
     """From `recipe=`, else from the run directory that `checkpoint=` lies in; other words are laid over either."""
     request, overrides = take_request(words)
     if request.checkpoint is None:
-        raise ConfigError("no checkpoint given: add checkpoint=FOLDER, a run, a stage or a step")
+        raise ConfigError("no checkpoint given: add checkpoint=FOLDER, a run, a stage, a step, or imported weights")
     if any(word.startswith("recipe=") for word in overrides):
         return compose_runs(overrides), request
     return from_checkpoint(request.checkpoint, overrides), request
 
 
 def from_checkpoint(checkpoint: str, overrides: list[str]) -> list[Run]:
-    """The runs of the run directory at or above `checkpoint`; of a single stage where its folder is named."""
+    """The runs of the run directory at or above `checkpoint`; of a single stage where its folder is named. Of a folder of
+    weights a run of their sizes."""
     from nvlm_train.config.compose import adjust, runs_from_file
-    path = Path(checkpoint).resolve()
+    path = Path(checkpoint).expanduser().resolve()
     if not path.exists():
         raise ConfigError(f"checkpoint={checkpoint}: there is no such folder")
+    if is_weights_folder(path):
+        from nvlm_train.evaluation.weights_run import runs_of_weights
+        return runs_of_weights(Path(checkpoint).expanduser(), overrides)
     for folder in (path, *path.parents[:3]):
         if (folder / "config.yaml").is_file():
             runs = runs_from_file(folder / "config.yaml")
@@ -88,4 +93,5 @@ All settings and their meaning: docs/configuration.md; their values: nvlm show-c
 
 CHECKPOINT = """\
 checkpoint=FOLDER is a run, a stage or a step; the configuration is read from its run directory, and further words change
-settings of it (run.device=cpu)."""
+settings of it (run.device=cpu). Or it is a folder that nvlm import made; with recipe=NAME its components are put into that
+model."""

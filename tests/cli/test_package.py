@@ -18,7 +18,9 @@ from nvlm_train.config.compose import recipe_names, recipes_dir
 
 ROOT = Path(nvlm_train.__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-SOURCES = [path for package in ("nvlm_train", "data_prep") for path in sorted((ROOT / package).rglob("*.py"))]
+EXPORTED = ROOT / "nvlm_train" / "huggingface" / "assets"     # runs where an exported model does, with what that needs
+SOURCES = [path for package in ("nvlm_train", "data_prep") for path in sorted((ROOT / package).rglob("*.py"))
+           if not path.is_relative_to(EXPORTED)]
 NOT_NAMED_ALIKE = {"skimage": "scikit-image"}     # where the demo's packages are not installed
 
 
@@ -80,6 +82,8 @@ def test_installed_wheel_finds_its_recipes(tmp_path):
     assert {name for name in held if name.endswith(".yaml") and not name.startswith(recipes)} == {
         path.relative_to(ROOT).as_posix() for path in (ROOT / "data_prep" / "catalog").glob("*.yaml")}
     assert len(shipped) >= 15
+    assert {name for name in held if name.startswith("nvlm_train/huggingface/assets/")} == {
+        path.relative_to(ROOT).as_posix() for path in EXPORTED.glob("*.py")}
     assert "nvlm_train/assets/tiny_tokenizer.json" in held and "data_prep/tiny.py" in held
     assert not [name for name in held if name.startswith(("tests", "recipes", "benchmarks"))]
 
