@@ -8,6 +8,7 @@ import pytest
 from tests.engine.launching import launch
 
 
+@pytest.mark.full
 @pytest.mark.distributed
 def test_fingerprint_is_the_same_under_every_layout(tmp_path):
     """Five heads are six on two ranks and eight on four; the layout of two ranks is pipelined as well."""

@@ -207,6 +207,7 @@ def test_a_hugging_face_folder_is_refused_with_the_command(tmp_path):
     assert f"nvlm import from={source} to=weights/clip-l" in str(error.value)
 
 
+@pytest.mark.full
 @pytest.mark.distributed
 def test_every_rank_holds_its_part_under_every_layout(tmp_path):
     """Five heads and 1,025 rows on two ranks: the last of each is padding, which stays zero. Then two pipeline stages."""

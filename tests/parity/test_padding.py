@@ -12,7 +12,7 @@ import pytest
 from tests.engine.launching import launch
 from tests.parity.test_layouts import LOSS, NORM
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [pytest.mark.distributed, pytest.mark.full]
 SCRIPT = Path(__file__).parent / "padded_ranks.py"
 
 
