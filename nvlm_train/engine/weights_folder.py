@@ -102,12 +102,14 @@ class WeightsFolder:
                 raise CheckpointError(f"{folder / WEIGHTS} was changed after it was written: its own hash says {stated}, it "
                                       f"gives {found}")
             parts = {name: build(PARTS[name], settings) for name, settings in body["components"].items()}
-            return cls(
-                path=folder, sizes=Sizes(body["architecture"], **parts), source=body["source"], tokenizer=body["tokenizer"],
-                files={name: FileRecord(int(record["size"]), str(record["sha256"])) for name, record in body["files"].items()},
-                tensors={name: TensorRecord(record["dtype"], tuple(record["shape"]), record["file"])
-                         for name, record in body["tensors"].items()},
-                versions=body["versions"])
+            files = {name: FileRecord(int(record["size"]), str(record["sha256"])) for name, record in body["files"].items()}
+            tensors = {name: TensorRecord(record["dtype"], tuple(record["shape"]), record["file"])
+                       for name, record in body["tensors"].items()}
+            outside = {name for name in files if Path(name).name != name}
+            if astray := sorted(outside | {record.file for record in tensors.values()} - set(files)):
+                raise ValueError(f"it names {astray[0]!r}, which is no file of this folder that it has a hash of")
+            return cls(path=folder, sizes=Sizes(body["architecture"], **parts), source=body["source"], files=files,
+                       tensors=tensors, tokenizer=body["tokenizer"], versions=body["versions"])
         except FileNotFoundError:
             raise CheckpointError(f"{folder} has no {WEIGHTS}: it is no folder of imported weights") from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as problem:

@@ -183,6 +183,17 @@ def test_a_damaged_folder_is_refused(damage, reason, whole, tmp_path):
     assert reason in str(error.value)
 
 
+@pytest.mark.parametrize("file", ["../elsewhere.safetensors", "unhashed.safetensors"])
+def test_a_file_without_a_hash_is_not_read(file, whole, tmp_path):
+    """A weights.json whose own hash is right may still be written by anybody."""
+    weights = WeightsFolder.read(copied(whole[0].path, tmp_path / "copy"))
+    (weights.path / "weights.json").unlink()
+    name, record = next(iter(weights.tensors.items()))
+    replace(weights, tensors={**weights.tensors, name: replace(record, file=file)}).write()
+    with pytest.raises(CheckpointError, match=f"names '{file}', which is no file of this folder"):
+        loaded(the_run("nvlm_d_tiny", *parts_from(weights.path, "language")))
+
+
 def test_another_vocabulary_is_refused(whole, tmp_path):
     """The same tokenizer with a spare special token more is none."""
     description = json.loads(TOKENIZER)
