@@ -3,13 +3,14 @@
 A Hugging Face folder of random bf16 weights in the shape of a published model (default: Qwen2-7B, 15 GB in 4 shards) is
 written to --work, copied, imported by the command line in a process of its own, and all of it is deleted again. Before each
 the source's files are dropped from the page cache, and both wait until their bytes are on the disk; they take turns, and the
-fastest round counts. CPU seconds, of all threads, tell how much of the time was waiting. Anonymous memory is sampled from /proc while the import runs: pages of mapped files are the kernel's to
-take back and do not count.
+fastest round counts. CPU seconds, of all threads, tell how much of the time was waiting. Anonymous memory is sampled from
+/proc while the import runs: pages of mapped files are the kernel's to take back and do not count.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from benchmarks.results import tell
 from nvlm_train.config.compose import compose
 from nvlm_train.config.schema import Language
 from nvlm_train.engine.folders import as_size
-from nvlm_train.huggingface.import_plan import largest_layer, plan_import
+from nvlm_train.huggingface.import_plan import ImportPlan, plan_import
 from nvlm_train.huggingface.import_source import open_source
 from nvlm_train.huggingface.language_config import write_language
 from nvlm_train.huggingface.names import language_entries
@@ -106,6 +107,16 @@ def anonymous(pid: int) -> int:
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), 0)
+
+
+def largest_layer(plan: ImportPlan) -> int:
+    """Bytes of the largest layer, or of the largest tensor outside the layers."""
+    layers: dict[str, int] = {}
+    for tensor in plan.tensors:
+        layer = re.match(r".*layers\.\d+\.", tensor.name)
+        key = layer[0] if layer else tensor.name
+        layers[key] = layers.get(key, 0) + tensor.size
+    return max(layers.values())
 
 
 def measure(source: Path, work: Path, rounds: int) -> dict:

@@ -5,6 +5,13 @@ Paper section 4.1: a 448-px tile in 14-px patches is 32x32 = 1,024 patches; a 2x
 
 from dataclasses import dataclass
 
+FEWER_TILES = (12, 8, 6, 4, 2, 1)   # limits tried in turn when a sample is too long (NVLM's public scripts)
+
+
+def with_thumbnail(regular: int, thumbnail: bool) -> int:
+    """Tiles of a picture cut into `regular` ones, its thumbnail included; a single tile is its own thumbnail."""
+    return regular + 1 if thumbnail and regular > 1 else regular
+
 
 @dataclass(frozen=True)
 class TileGeometry:

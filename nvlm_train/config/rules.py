@@ -12,7 +12,7 @@ from nvlm_train.config.layers import may_train
 from nvlm_train.config.schema import Run, Source
 from nvlm_train.config.typed import suggestion
 from nvlm_train.errors import ConfigError
-from nvlm_train.geometry import TileGeometry, geometry_of
+from nvlm_train.geometry import TileGeometry, geometry_of, with_thumbnail
 
 Rule = Callable[[Run], Iterator[str]]
 
@@ -204,11 +204,11 @@ def token_budgets(run: Run) -> Iterator[str]:
 
 def tile_budgets(run: Run) -> Iterator[str]:
     data = run.data
-    thumbnail = int(data.thumbnail and data.max_tiles > 1)      # a single tile is its own thumbnail
-    if data.max_tiles + thumbnail > data.pack_tiles:
+    tiles = with_thumbnail(data.max_tiles, data.thumbnail)
+    if tiles > data.pack_tiles:
         memory = "" if run.model.architecture == "nvlm_d" else " and its cross-attention memory"
-        yield (f"one image may have {data.max_tiles + thumbnail} tiles (data.max_tiles={data.max_tiles}"
-               f"{' and a thumbnail' if thumbnail else ''}), but data.pack_tiles={data.pack_tiles}: "
+        yield (f"one image may have {tiles} tiles (data.max_tiles={data.max_tiles}"
+               f"{' and a thumbnail' if tiles > data.max_tiles else ''}), but data.pack_tiles={data.pack_tiles}: "
                f"an image must fit into one row{memory}; raise data.pack_tiles")
 
 

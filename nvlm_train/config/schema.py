@@ -7,6 +7,9 @@ public are choices, listed with their reasons in docs/choices.md.
 
 from dataclasses import dataclass, field
 
+# Of a component's settings, those that say nothing of what its weights mean.
+NOT_OF_WEIGHTS = frozenset({"weights", "layer_scale_init", "family", "source", "licence"})
+
 
 @dataclass(frozen=True)
 class Vision:

@@ -11,6 +11,11 @@ def padded_size(size: int, tensor: int) -> int:
     return -(-size // tensor) * tensor
 
 
+def row_multiple(layout: Layout) -> int:
+    """Rows of a replica come in multiples of this: an interleaved pipeline needs whole rounds of its stages."""
+    return layout.pipeline if layout.virtual > 1 else 1
+
+
 def memory_budget(model: Model, pack_tiles: int, tensor: int) -> int:
     """M at most: memory tokens of the fullest row, a multiple of `tensor`; 0 for NVLM-D. Fixed, so that pipeline stages may exchange
     [hidden ; memory] of one length."""

@@ -24,10 +24,9 @@ from nvlm_train.data.templates import CHATML, Picture, Segment, Special
 from nvlm_train.data.tiling import Grid, Scratch, allowed_grids, choose_grid, empty_tiles, tile, tiles_of_grid
 from nvlm_train.data.tokenizer import Tokenizer
 from nvlm_train.errors import ConfigError, DataError, SampleRefused
-from nvlm_train.geometry import geometry_of
+from nvlm_train.geometry import FEWER_TILES, geometry_of
 
 SHORT = 128   # characters: roles, instructions and many a question come again and again; tokenising them is mostly the cost of the call
-FEWER_TILES = (12, 8, 6, 4, 2, 1)   # limits tried in turn when a sample is too long (NVLM's public scripts)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from functools import cached_property
 
 import torch
 
+from nvlm_train.config.schema import NOT_OF_WEIGHTS
 from nvlm_train.contracts import Sample
 from nvlm_train.data import tiling
 from nvlm_train.data.encode import Encoder
@@ -60,8 +61,7 @@ def feature_key(encoder: Encoder, weights: str, dtype: torch.dtype) -> FeatureKe
     A grid depends on what else a sample holds, since a long one gets fewer tiles: hence text, and the tokens that each grid adds.
     """
     data, geometry = encoder.data, encoder.geometry
-    vision = {name: value for name, value in asdict(encoder.model.vision).items() 
-              if name not in ("weights", "layer_scale_init", "family", "source", "licence")}
+    vision = {name: value for name, value in asdict(encoder.model.vision).items() if name not in NOT_OF_WEIGHTS}
     parts = {
         "weights": weights, "precision": str(dtype).removeprefix("torch."),
         "encoder": " ".join(f"{name}={value}" for name, value in vision.items()),

@@ -2,6 +2,7 @@
 
 from nvlm_train.config.schema import Tags
 from nvlm_train.data.tiling import Grid
+from nvlm_train.geometry import with_thumbnail
 
 KINDS = ("none", "1d", "2d_grid", "2d_bbox")
 
@@ -27,7 +28,7 @@ def tile_tags(tags: Tags, grid: Grid, tile_size: int, thumbnail: bool) -> list[s
         raise ValueError(f"model.tags.kind is {tags.kind!r}; it is one of {', '.join(KINDS)}")
     regular = grid[0] * grid[1]
     if tags.kind == "none":
-        return [""] * (regular + (thumbnail and regular > 1))
+        return [""] * with_thumbnail(regular, thumbnail)
     whole = f"<{tags.global_name}>"
     if regular == 1:
         return [whole]

@@ -3,6 +3,7 @@
 ChatML (Qwen2, SmolLM2, Nous-Hermes-2-Yi; paper Figure 12) and Llama 3's. A template of another model is one more entry.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from nvlm_train.errors import DataError
@@ -86,6 +87,11 @@ LLAMA3 = Template(
 )
 
 TEMPLATES = {template.name: template for template in (CHATML, LLAMA3)}
+
+
+def template_in(vocabulary: Collection[str]) -> Template:
+    """The template whose markers a vocabulary has; ChatML where it has those of none."""
+    return next((template for template in TEMPLATES.values() if all(marker in vocabulary for marker in template.markers)), CHATML)
 
 
 def template_of(name: str) -> Template:

@@ -9,6 +9,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from nvlm_train.geometry import with_thumbnail
+
 Grid = tuple[int, int]   # (columns, rows)
 VERSION = 1   # raise it when a picture would get other tiles than before, of decoding too: cached features are of these
 
@@ -42,9 +44,8 @@ def choose_grid(width: int, height: int, max_tiles: int, tile_size: int) -> Grid
 
 
 def tiles_of_grid(grid: Grid, thumbnail: bool = True) -> int:
-    """Tiles that a grid gives, its thumbnail included; a single tile is its own thumbnail."""
-    regular = grid[0] * grid[1]
-    return regular + 1 if thumbnail and regular > 1 else regular
+    """Tiles that a grid gives, its thumbnail included."""
+    return with_thumbnail(grid[0] * grid[1], thumbnail)
 
 
 def tile_count(width: int, height: int, max_tiles: int, tile_size: int, thumbnail: bool = True) -> int:

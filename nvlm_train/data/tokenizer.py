@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tokenizers
 
-from nvlm_train.data.templates import CHATML, TEMPLATES, Template, template_of
+from nvlm_train.data.templates import TEMPLATES, Template, template_in, template_of
 from nvlm_train.errors import DataError
 
 _PAD_NAMES = ("<|endoftext|>", "<pad>", "<|pad|>", "<unk>")
@@ -42,7 +42,7 @@ class Tokenizer:
         self._library.encode_special_tokens = True   # text that looks like a special token stays text
         vocabulary = self._library.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
-        self.template = template or next((t for t in TEMPLATES.values() if vocabulary.keys() >= set(t.markers)), CHATML)
+        self.template = template or template_in(vocabulary)
         self.eos_id = self.special(self.template.end)
         self.image_id = self._first_of(self.template.placeholders, vocabulary, "image placeholder")
         self.pad_id = self._first_of((*_PAD_NAMES, self.template.end), vocabulary, "padding")

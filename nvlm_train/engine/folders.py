@@ -45,6 +45,12 @@ def why_incomplete(folder: Path) -> str | None:
         return str(problem)
 
 
+def run_dir_of(step: Path) -> Path | None:
+    """The run directory that a step folder lies in; None for a checkpoint that was moved out of one."""
+    folder = step.resolve().parents[2]
+    return folder if (folder / "config.yaml").is_file() else None
+
+
 def complete_steps(stage: Path) -> dict[int, Path]:
     """Step -> folder of every complete checkpoint of a stage folder, oldest first. Says which folders it passed over, and why."""
     found = {}

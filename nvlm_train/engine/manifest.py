@@ -17,14 +17,12 @@ from typing import Any
 
 from nvlm_train import __version__
 from nvlm_train.config.layers import cross_layers
-from nvlm_train.config.schema import Run
+from nvlm_train.config.schema import NOT_OF_WEIGHTS, Run
 from nvlm_train.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
-# Of a component's settings, those that say nothing of what its weights mean; and those that came after the first checkpoints, which
-# are in a fingerprint only if they differ from their defaults.
-_NOT_OF_WEIGHTS = {"weights", "layer_scale_init", "family", "source", "licence"}
+# Of a component's settings, those that came after the first checkpoints: in a fingerprint only if they differ from their defaults.
 _LATER = {"first_norm", "class_token", "patch_bias", "activation", "mean", "std"}
 _CHUNK = 1 << 22
 
@@ -64,23 +62,14 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write it into a folder, durably, with a hash over itself. Raises TypeError for what JSON cannot hold."""
-        body = json.loads(json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}))  # as it will be read
-        with (folder / MANIFEST).open("x", encoding="utf-8") as file:
-            json.dump({**body, "sha256": hash_of(body)}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        write_hashed(folder / MANIFEST, {"schema": SCHEMA, **dataclasses.asdict(self)})
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
         """The manifest of a checkpoint folder. Raises CheckpointError if there is none, or it is damaged or of another schema."""
         path = folder / MANIFEST
         try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-            if body.get("schema") != SCHEMA:
-                raise CheckpointError(f"{path} has schema {body.get('schema')}; this version of nvlm_train reads schema {SCHEMA}")
-            stated = body.pop("sha256")
-            if stated != (found := hash_of(body)):
-                raise CheckpointError(f"{path} was changed after it was written: its own hash says {stated}, it gives {found}")
+            body = read_hashed(path, SCHEMA)
             del body["schema"]
             body["files"] = {name: FileRecord(int(record["size"]), str(record["sha256"]))
                              for name, record in body["files"].items()}
@@ -105,8 +94,27 @@ class Manifest:
         return None
 
 
-def hash_of(body: Mapping) -> str:
-    """SHA-256 of plain data, the same whatever the order of its keys."""
+def write_hashed(path: Path, body: Mapping) -> None:
+    """A new JSON file with a hash over itself, durably. Raises TypeError for what JSON cannot hold."""
+    body = json.loads(json.dumps(body))  # as it will be read
+    with path.open("x", encoding="utf-8") as file:
+        json.dump({**body, "sha256": _hash_of(body)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_hashed(path: Path, schema: int) -> dict[str, Any]:
+    """What `write_hashed` wrote. Raises CheckpointError for another schema or a changed file, and what reading and JSON raise."""
+    body = json.loads(path.read_text(encoding="utf-8"))
+    if body.get("schema") != schema:
+        raise CheckpointError(f"{path} has schema {body.get('schema')}; this version of nvlm_train reads schema {schema}")
+    stated = body.pop("sha256")
+    if stated != (found := _hash_of(body)):
+        raise CheckpointError(f"{path} was changed after it was written: its own hash says {stated}, it gives {found}")
+    return body
+
+
+def _hash_of(body: Mapping) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -143,7 +151,7 @@ def fingerprint(run: Run, tokenizer_sha256: str) -> dict[str, Any]:
     parts = {"vision": model.vision, "connector": model.connector, "language": model.language}
     flat = {f"{part}.{name}": list(value) if isinstance(value, tuple) else value for part, settings in parts.items()
             for name, value in dataclasses.asdict(settings).items()
-            if name not in _NOT_OF_WEIGHTS and not (name in _LATER and value == getattr(type(settings), name))}
+            if name not in NOT_OF_WEIGHTS and not (name in _LATER and value == getattr(type(settings), name))}
     if not model.connector.resampler_tokens:
         flat = {name: value for name, value in flat.items() if "resampler" not in name}
     cross = model.cross_attention

@@ -7,7 +7,6 @@ Nothing in it depends on a layout: tensors are whole and unpadded, and every ran
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from nvlm_train.config.layers import cross_layers
-from nvlm_train.config.schema import Connector, CrossAttention, Language, Model, Vision
+from nvlm_train.config.schema import NOT_OF_WEIGHTS, Connector, CrossAttention, Language, Model, Vision
 from nvlm_train.config.typed import build
-from nvlm_train.engine.manifest import FileRecord, hash_of
+from nvlm_train.engine.manifest import FileRecord, read_hashed, write_hashed
 from nvlm_train.errors import CheckpointError, ConfigError
 
 WEIGHTS, TOKENIZER = "weights.json", "tokenizer.json"
 SCHEMA = 1
 PARTS = {"vision": Vision, "connector": Connector, "language": Language, "cross_attention": CrossAttention}
-# Settings that say nothing of what a component's weights mean.
-_FREE = {"weights", "family", "source", "licence", "layer_scale_init", "gate_init", "tag_mask", "every"}
+# Settings that may differ between weights and a run. Where cross-attention stands is compared by its layers.
+_FREE = NOT_OF_WEIGHTS | {"gate_init", "tag_mask", "every"}
 
 
 @dataclass(frozen=True)
@@ -82,25 +81,15 @@ class WeightsFolder:
                  if field.name not in ("path", "sizes")}
         facts["files"] = {name: dataclasses.asdict(record) for name, record in self.files.items()}
         facts["tensors"] = {name: dataclasses.asdict(record) for name, record in self.tensors.items()}
-        body = json.loads(json.dumps({"schema": SCHEMA, "architecture": self.sizes.architecture, "components": sizes, **facts}))
-        with (self.path / WEIGHTS).open("x", encoding="utf-8") as file:
-            json.dump({**body, "sha256": hash_of(body)}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        write_hashed(self.path / WEIGHTS,
+                     {"schema": SCHEMA, "architecture": self.sizes.architecture, "components": sizes, **facts})
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "WeightsFolder":
         """Raises CheckpointError if there is no weights.json, or it is damaged or of another schema."""
         folder = Path(path).expanduser()
         try:
-            body = json.loads((folder / WEIGHTS).read_text(encoding="utf-8"))
-            if body.get("schema") != SCHEMA:
-                raise CheckpointError(f"{folder / WEIGHTS} has schema {body.get('schema')}; this version of nvlm_train reads "
-                                      f"schema {SCHEMA}")
-            stated = body.pop("sha256")
-            if stated != (found := hash_of(body)):
-                raise CheckpointError(f"{folder / WEIGHTS} was changed after it was written: its own hash says {stated}, it "
-                                      f"gives {found}")
+            body = read_hashed(folder / WEIGHTS, SCHEMA)
             parts = {name: build(PARTS[name], settings) for name, settings in body["components"].items()}
             files = {name: FileRecord(int(record["size"]), str(record["sha256"])) for name, record in body["files"].items()}
             tensors = {name: TensorRecord(record["dtype"], tuple(record["shape"]), record["file"])

@@ -10,6 +10,7 @@ from nvlm_train.config.schema import Run
 from nvlm_train.data.encode import Encoder
 from nvlm_train.data.tokenizer import load_tokenizer
 from nvlm_train.engine.checkpoint import load, resolve
+from nvlm_train.engine.folders import run_dir_of
 from nvlm_train.engine.interface import Engine
 from nvlm_train.engine.manifest import Manifest, fingerprint
 from nvlm_train.engine.weights_folder import WeightsFolder, is_weights_folder
@@ -35,10 +36,7 @@ class Model:
     @property
     def run_dir(self) -> Path | None:
         """The run directory that the checkpoint lies in; None for weights, and for a checkpoint that was moved out of one."""
-        if self.manifest is None:
-            return None
-        folder = self.checkpoint.resolve().parents[2]
-        return folder if (folder / "config.yaml").is_file() else None
+        return run_dir_of(self.checkpoint) if self.manifest else None
 
 
 def open_model(runs: Sequence[Run], checkpoint: str) -> Model:

@@ -8,12 +8,13 @@ import numpy as np
 from PIL import Image
 
 from nvlm_train.contracts import IMAGE_PLACEHOLDER, Sample
-from nvlm_train.data.encode import FEWER_TILES, Encoder
+from nvlm_train.data.encode import Encoder
 from nvlm_train.data.images import image_extension, image_size
 from nvlm_train.data.tags import tile_tags
 from nvlm_train.data.tiling import Grid, choose_grid, tiles_of_grid
 from nvlm_train.errors import DataError
 from nvlm_train.evaluation.tasks import Answer
+from nvlm_train.geometry import FEWER_TILES
 
 SHOWN = 24      # rows kept of each task: the gallery shows a dozen, half of them wrong ones if there are
 

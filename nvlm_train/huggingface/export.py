@@ -18,7 +18,7 @@ from nvlm_train.huggingface.export_files import Folder, files_of
 from nvlm_train.huggingface.export_source import Source, open_source
 from nvlm_train.huggingface.model_card import model_card
 from nvlm_train.huggingface.names import Entry, language_entries, nvlm_entries, vision_entries
-from nvlm_train.huggingface.new_folder import new_folder
+from nvlm_train.huggingface.new_folder import new_folder, refuse_existing
 from nvlm_train.huggingface.progress import progress
 from nvlm_train.huggingface.serving import vllm_obstacles
 from nvlm_train.huggingface.shard_writer import Planned, ShardWriter
@@ -55,8 +55,7 @@ def export(asked: Export) -> Path:
     """Write the folder `asked.to`. Raises ConfigError, CheckpointError (unfinished, damaged, of another model), TrainingError
     (the disk)."""
     target = Path(asked.to).expanduser()
-    if target.exists():
-        raise ConfigError(f"to={asked.to} exists already, and nothing is written over: name another folder, or move it away")
+    refuse_existing(target)
     source = open_source(asked.checkpoint)
     part = asked.part or ("whole" if source.components >= _NEEDED["whole"] else min(source.components))
     _check(asked, source, part)

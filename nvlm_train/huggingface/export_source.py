@@ -11,11 +11,12 @@ from torch import Tensor
 
 from nvlm_train.config.schema import Data, Run
 from nvlm_train.config.typed import build
+from nvlm_train.engine.folders import run_dir_of
 from nvlm_train.engine.manifest import Manifest, problem_with_file
 from nvlm_train.engine.stored import StoredWeights, unpadded
 from nvlm_train.engine.weights_folder import TOKENIZER, WeightsFolder, is_weights_folder, refuse_unimported
 from nvlm_train.errors import CheckpointError
-from nvlm_train.huggingface.folder_source import DTYPES
+from nvlm_train.huggingface.shard_format import DTYPES
 
 
 class Tensors(Protocol):
@@ -45,10 +46,7 @@ class Source:
     @property
     def run_dir(self) -> Path | None:
         """The run directory that a checkpoint lies in; None for one that was moved out, and for imported weights."""
-        if self.manifest is None:
-            return None
-        folder = self.folder.resolve().parents[2]
-        return folder if (folder / "config.yaml").is_file() else None
+        return run_dir_of(self.folder) if self.manifest else None
 
     @property
     def tokenizer_sha256(self) -> str | None:

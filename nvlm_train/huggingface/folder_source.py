@@ -18,9 +18,8 @@ from torch import Tensor
 
 from nvlm_train.engine.weights_folder import WEIGHTS
 from nvlm_train.errors import CheckpointError
+from nvlm_train.huggingface.shard_format import DTYPES, INDEX
 
-INDEX = "model.safetensors.index.json"
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LARGEST_HEADER = 100_000_000   # bytes; safetensors' own limit
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -40,11 +39,6 @@ class FolderSource:
         self._open: dict[Path, Any] = {}
         self._read_headers()
         self.repository, self.licence = self._origin()
-
-    @property
-    def largest_file(self) -> int:
-        """Bytes of the largest file of tensors."""
-        return max(file.stat().st_size for file in set(self._files.values()))
 
     def tensor(self, name: str) -> Tensor:
         """A tensor that is mapped from its file, not read into memory."""

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from nvlm_train.engine.folders import as_size
-from nvlm_train.errors import ConfigError
 from nvlm_train.huggingface.import_plan import ImportPlan, plan_import
 from nvlm_train.huggingface.import_source import open_source
 from nvlm_train.huggingface.importing import remarks, write_import
-from nvlm_train.huggingface.new_folder import exists_already
+from nvlm_train.huggingface.new_folder import refuse_existing
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ def import_command(asked: Import, as_json: bool) -> None:
     """Work out what is to be done, say it, and do it if a target was given. Results go to stdout, remarks to stderr.
 
     Raises ConfigError, CheckpointError, TrainingError (the disk)."""
-    if asked.to is not None and Path(asked.to).expanduser().exists():
-        raise ConfigError(exists_already(asked.to))
+    if asked.to is not None:
+        refuse_existing(Path(asked.to).expanduser())
     plan = plan_import(open_source(asked.source), asked.layers, asked.repository, asked.licence)
     notes = list(remarks(plan))
     for note in notes:

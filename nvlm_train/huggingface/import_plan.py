@@ -1,7 +1,6 @@
 """What an import will do, worked out from names and shapes alone; what is wrong with a source is told before it begins."""
 
 import difflib
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -177,13 +176,3 @@ def _mixed(source: Source, entries: Sequence[Entry]) -> Iterator[str]:
         if len(kinds) > 1 or not all(kind.is_floating_point for kind in kinds):
             yield (f"{' and '.join(entry.theirs)} are of {' and '.join(sorted(map(str, kinds)))}: floating-point numbers of one "
                    "kind are read")
-
-
-def largest_layer(plan: ImportPlan) -> int:
-    """Bytes of the largest layer, or of the largest tensor outside the layers."""
-    layers: dict[str, int] = {}
-    for tensor in plan.tensors:
-        layer = re.match(r".*layers\.\d+\.", tensor.name)
-        key = layer[0] if layer else tensor.name
-        layers[key] = layers.get(key, 0) + math.prod(tensor.shape) * tensor.dtype.itemsize
-    return max(layers.values())

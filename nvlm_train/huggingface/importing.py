@@ -1,4 +1,4 @@
-"""`nvlm import`: a published model as a folder of weights under our names (engine/weights_folder.py). See docs/backbones.md.
+"""`nvlm import`: a published model as a folder of weights under our names (engine/weights_folder.py). See docs/importing.md.
 
 Streamed: one tensor of ours at a time, out of memory-mapped files into files of at most half a GiB, each of which is hashed
 while the next is written. Memory stays at a layer or two however large the model is.
@@ -12,15 +12,14 @@ from pathlib import Path
 
 from nvlm_train.engine.manifest import FileRecord, record_file, versions
 from nvlm_train.engine.weights_folder import TOKENIZER, TensorRecord, WeightsFolder
-from nvlm_train.huggingface.folder_source import DTYPES
 from nvlm_train.huggingface.import_plan import ImportPlan
 from nvlm_train.huggingface.new_folder import new_folder
 from nvlm_train.huggingface.progress import progress
-from nvlm_train.huggingface.shard_writer import INDEX, ShardWriter, shards_of
+from nvlm_train.huggingface.shard_format import INDEX, NAMES
+from nvlm_train.huggingface.shard_writer import ShardWriter, shards_of
 from nvlm_train.huggingface.tokenizer_file import TokenizerFile, prepare_tokenizer
 
 LIMIT = 512 * 2**20     # bytes of a file of tensors, unless one tensor is larger
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ def write_import(plan: ImportPlan, target: Path) -> WeightsFolder:
         made = WeightsFolder(
             path=partial, sizes=plan.sizes, source=source, files=files, versions=versions(),
             tokenizer=None if tokenizer is None else hashlib.sha256(tokenizer.contents).hexdigest(),
-            tensors={tensor.name: TensorRecord(_NAMES[tensor.dtype], tensor.shape, places[tensor.name])
+            tensors={tensor.name: TensorRecord(NAMES[tensor.dtype], tensor.shape, places[tensor.name])
                      for tensor in plan.tensors})
         made.write()
     return WeightsFolder.read(target)

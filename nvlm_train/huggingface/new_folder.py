@@ -11,8 +11,10 @@ from nvlm_train.engine.folders import PARTIAL, as_size, sync_folder
 from nvlm_train.errors import ConfigError, TrainingError
 
 
-def exists_already(target: str | os.PathLike) -> str:
-    return f"to={target} exists already, and nothing is written over: name another folder, or move that one away"
+def refuse_existing(target: Path) -> None:
+    """Raise ConfigError if there is something: asked early, before hours of reading; `new_folder` asks again."""
+    if target.exists() or target.is_symlink():
+        raise ConfigError(f"to={target} exists already, and nothing is written over: name another folder, or move that one away")
 
 
 @contextmanager
@@ -22,8 +24,7 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
     needed: bytes that will be written. Raises ConfigError if the target exists, TrainingError if the disk is too small or cannot
     be written to.
     """
-    if target.exists() or target.is_symlink():
-        raise ConfigError(exists_already(target))
+    refuse_existing(target)
     partial = target.with_name(f"{PARTIAL}{target.name}-{uuid.uuid4().hex[:8]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

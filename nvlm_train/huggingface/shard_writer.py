@@ -13,8 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-INDEX = "model.safetensors.index.json"
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
+from nvlm_train.huggingface.shard_format import INDEX, NAMES
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class ShardWriter:
         at, header = 0, {"__metadata__": {"format": "pt"}}
         for tensor in sorted(shard, key=lambda one: -one.dtype.itemsize):
             place = [at, at + tensor.size]
-            header[tensor.name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+            header[tensor.name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
             at += tensor.size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)

@@ -10,7 +10,7 @@ from typing import Any
 
 import tokenizers
 
-from nvlm_train.data.templates import CHATML, TEMPLATES
+from nvlm_train.data.templates import template_in
 from nvlm_train.errors import CheckpointError
 
 PLACEHOLDER = "<|vision_pad|>"
@@ -38,7 +38,7 @@ def prepare_tokenizer(contents: bytes, rows: int, where: str) -> TokenizerFile:
     if highest >= rows:
         raise CheckpointError(f"{where}: tokenizer.json has ids up to {highest:,}, and the embedding {rows:,} rows: it is the "
                               "tokenizer of another model")
-    template = next((template for template in TEMPLATES.values() if vocabulary.keys() >= set(template.markers)), CHATML)
+    template = template_in(vocabulary)
     if any(name in vocabulary for name in template.placeholders):
         return TokenizerFile(contents)
     later = LATER_QWEN if highest == vocabulary.get("<|im_end|>") == QWEN2_END else (PLACEHOLDER,)

@@ -13,9 +13,11 @@ from dataclasses import dataclass, fields
 
 from nvlm_train.config.schema import Run
 from nvlm_train.config.split import stage_layers
+from nvlm_train.geometry import with_thumbnail
 from nvlm_train.planning.activations import Kept, kept
 from nvlm_train.planning.parameters import Parameter, rank_parameters, trained_names
 from nvlm_train.planning.rows import RowSize, fullest
+from nvlm_train.planning.schedule import FORWARD, order
 from nvlm_train.planning.sizes import FP32, Sizes
 from nvlm_train.planning.workspace import gather_buffer, largest, message, waiting
 
@@ -117,8 +119,7 @@ def tile_bytes(s: Sizes, data: int, pipeline_rank: int) -> int:
     tile = 3 * run.model.vision.tile_size**2
     if run.layout.tensor == 1:
         return s.row.tiles * tile
-    sample = limits.max_tiles + (limits.thumbnail and limits.max_tiles > 1)
-    return -(-run.train.global_batch // data) * sample * tile
+    return -(-run.train.global_batch // data) * with_thumbnail(limits.max_tiles, limits.thumbnail) * tile
 
 
 def _fullest_moment(s: Sizes, pipeline_rank: int, parts: list[Kept]) -> tuple[list[Kept], int, int]:
@@ -141,18 +142,5 @@ def _fullest_moment(s: Sizes, pipeline_rank: int, parts: list[Kept]) -> tuple[li
 
 
 def schedule(pipeline: int, virtual: int, rank: int) -> list[tuple[int, bool]]:
-    """(virtual stage, whether forward) in the order of a rank, over as many rows as fill the pipeline: 1F1B, interleaved if virtual.
-
-    Megatron-Core's schedules: warm-up of pipeline - rank - 1 forwards, or of 2 (pipeline - rank - 1) + (virtual - 1) pipeline.
-    """
-    rows = 2 * pipeline
-    total = rows * virtual
-    warmup = pipeline - rank - 1 if virtual == 1 else min(total, 2 * (pipeline - rank - 1) + (virtual - 1) * pipeline)
-    forwards = [(k // pipeline) % virtual for k in range(total)]
-    backwards = [virtual - 1 - chunk for chunk in forwards]
-    steps = [(chunk, True) for chunk in forwards[:warmup]]
-    for k in range(total):
-        if warmup + k < total:
-            steps.append((forwards[warmup + k], True))
-        steps.append((backwards[k], False))
-    return steps
+    """(virtual stage, whether forward) in the order of a rank, over as many rows as fill the pipeline."""
+    return [(piece // pipeline, kind == FORWARD) for kind, piece, _ in order(rank, pipeline, virtual, 2 * pipeline)]

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from nvlm_train.config.schema import Run
+from nvlm_train.config.split import row_multiple
 from nvlm_train.model.accounting import Parts, SampleWork
 from nvlm_train.planning.devices import GIB, Cluster
 from nvlm_train.planning.fabric import Fabric, fabric
-from nvlm_train.planning.memory import Memory, rank_memory
+from nvlm_train.planning.memory import Memory, rank_memory, run_memory
 from nvlm_train.planning.step import Step, packed_steps, typical_step
 from nvlm_train.planning.timing import Memo, StepTime, step_time, useful_of
 
@@ -33,8 +34,7 @@ class Bench:
         return self.cluster.world // (run.layout.tensor * run.layout.pipeline)
 
     def step(self, run: Run) -> Step:
-        rounds = run.layout.pipeline if run.layout.virtual > 1 else 1
-        key = (self.replicas(run), rounds, run.data.pack_tokens, run.data.pack_tiles)
+        key = (self.replicas(run), row_multiple(run.layout), run.data.pack_tokens, run.data.pack_tiles)
         if key not in self.steps:
             size = (run.data.pack_tokens, run.data.pack_tiles)
             if size not in self.packed:
@@ -47,10 +47,6 @@ class Bench:
 
     def time(self, run: Run) -> StepTime:
         return step_time(run, self.fabric(run), self.step(run), self.replicas(run), self.useful, self.memo)
-
-    def memory(self, run: Run) -> list[Memory]:
-        """Of each pipeline rank."""
-        return [rank_memory(run, self.cluster.world, rank) for rank in range(run.layout.pipeline)]
 
 
 def bench_of(run: Run, cluster: Cluster, samples: Sequence[SampleWork]) -> Bench:
@@ -74,7 +70,8 @@ class Plan:
 
     @cached_property
     def memory(self) -> list[Memory]:
-        return self.bench.memory(self.run)
+        """Of each pipeline rank."""
+        return run_memory(self.run, self.bench.cluster.world)
 
     @property
     def fullest(self) -> int:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from nvlm_train.config.schema import Run
-from nvlm_train.geometry import geometry_of
+from nvlm_train.geometry import geometry_of, with_thumbnail
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def fullest(run: Run) -> RowSize:
         bound = tagged and model.cross_attention.tag_mask and data.max_tiles > 1 and tiles * model.tags.max_tokens < T
         return RowSize(T, tiles, T - 1, memory=tiles * each, readers=T, keys=tiles * each * (1 + bound),
                        spans=1 + tiles * bound)
-    image = data.max_tiles + 1 if data.thumbnail and data.max_tiles > 1 else data.max_tiles
+    image = with_thumbnail(data.max_tiles, data.thumbnail)
     shown = min(-(-data.pack_tiles // image), (T - 1) // each)
     kept = data.pack_tiles - shown
     tags = kept * model.tags.max_tokens if tagged else 0

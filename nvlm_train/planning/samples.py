@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 from nvlm_train.config.request import Assume
 from nvlm_train.config.schema import Run
-from nvlm_train.geometry import geometry_of
+from nvlm_train.geometry import FEWER_TILES, geometry_of, with_thumbnail
 from nvlm_train.model.accounting import SampleWork
 
 TAG_TOKENS = 5                                  # of `<tile_1>` in Qwen's and Yi's vocabularies; all tags are equally long
 TEXT_SHARE = 0.2                                # of finetuning samples, where the blend does not say; the paper's is not public
 REGULAR_TILES = (1, 1, 2, 3, 4, 4, 6, 6, 6)     # of a finetuning picture, thumbnail apart; each equally often
-_FEWER_TILES = (12, 8, 6, 4, 2, 1)              # limits tried in turn when a sample is too long (`data/encode.py`)
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,8 @@ def sentences(run: Run, said: Assume) -> list[str]:
 def sample_of(run: Run, tiles: int, text: int, learned: int) -> SampleWork:
     """One picture of so many tiles, thumbnail included, before its text, in the stage's limits: a longer sample gets fewer tiles, and
     if that is not enough a shorter text (`data/layout.py` tells who reads what)."""
-    for limit in (run.data.max_tiles, *_FEWER_TILES):
-        allowed = limit + 1 if limit > 1 and run.data.thumbnail else limit
-        tiles = min(tiles, allowed, run.data.pack_tiles)
+    for limit in (run.data.max_tiles, *FEWER_TILES):
+        tiles = min(tiles, with_thumbnail(limit, run.data.thumbnail), run.data.pack_tiles)
         if _shown(run, tiles) + text <= run.data.max_tokens:
             break
     text = min(text, run.data.max_tokens - _shown(run, tiles))
@@ -108,12 +106,11 @@ def _tag(run: Run) -> int:
 def _tiles(run: Run, said: Assume, draw: random.Random) -> int:
     if said.tiles is not None:
         return said.tiles
-    return _with_thumbnail(run, draw.choice(REGULAR_TILES))
+    return _tiles_of(run, draw.choice(REGULAR_TILES))
 
 
-def _with_thumbnail(run: Run, regular: int) -> int:
-    regular = min(regular, run.data.max_tiles)
-    return regular + 1 if regular > 1 and run.data.thumbnail else regular
+def _tiles_of(run: Run, regular: int) -> int:
+    return with_thumbnail(min(regular, run.data.max_tiles), run.data.thumbnail)
 
 
 def _learned(run: Run, said: Assume, text: int) -> int:
@@ -148,7 +145,7 @@ def _median(lengths: Lengths) -> int:
 
 
 def _listed(run: Run) -> str:
-    return ", ".join(str(_with_thumbnail(run, regular)) for regular in REGULAR_TILES)
+    return ", ".join(str(_tiles_of(run, regular)) for regular in REGULAR_TILES)
 
 
 def means(samples: Sequence[SampleWork]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nvlm_train.config.schema import Run
+from nvlm_train.config.split import row_multiple
 from nvlm_train.data.packing import Cost, deal, pack
 from nvlm_train.model.accounting import SampleWork
 from nvlm_train.planning.decoder_time import Row
@@ -52,8 +53,7 @@ def typical_step(run: Run, packed: Sequence[Packed], replicas: int) -> Step:
 
 
 def _dealt(run: Run, step: Packed, replicas: int) -> Step:
-    multiple = run.layout.pipeline if run.layout.virtual > 1 else 1     # an interleaved pipeline needs whole rounds
-    dealt = deal(step.rows, step.costs, replicas, multiple)
+    dealt = deal(step.rows, step.costs, replicas, row_multiple(run.layout))
     work = [sum(step.costs[i].work for row in rows for i in row) for rows in dealt]
     heaviest = dealt[max(range(replicas), key=work.__getitem__)]
     tokens, room = sum(cost.tokens for cost in step.costs), sum(map(len, dealt)) * run.data.pack_tokens

@@ -16,6 +16,7 @@ import torch
 from nvlm_train.config.dump import redact, runs_from_file, to_yaml
 from nvlm_train.config.rules import check_world
 from nvlm_train.config.schema import Run
+from nvlm_train.config.split import row_multiple
 from nvlm_train.data.loader import build_loader, validation_rows
 from nvlm_train.data.tokenizer import Tokenizer, load_tokenizer
 from nvlm_train.engine.agree import on_every_rank, on_main
@@ -96,7 +97,7 @@ def _open_data(run: Run, tokenizer: Tokenizer, engine: Engine, start: Start, fea
 
     def open_it() -> None:
         if engine.reads_data:
-            opened.append(build_loader(run, tokenizer, engine.data_rank, engine.data_size, start.cursor, _multiple(run),
+            opened.append(build_loader(run, tokenizer, engine.data_rank, engine.data_size, start.cursor, row_multiple(run.layout),
                                        history=start.extra.get(DATA_SEGMENTS, ()), features=features.blend))
 
     on_every_rank(engine, "opening the data", open_it, DataError)
@@ -153,7 +154,7 @@ def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenize
     )]
     validation = None
     if run.data.validation:
-        rows = validation_rows(run, tokenizer, engine.data_rank, engine.data_size, run.run.eval_batches, _multiple(run),
+        rows = validation_rows(run, tokenizer, engine.data_rank, engine.data_size, run.run.eval_batches, row_multiple(run.layout),
                                features.validation)
         validation = Validation(run, engine, rows, sinks)
         hooks.append(validation)
@@ -173,11 +174,6 @@ def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenize
     if engine.is_main:
         hooks.append(Report(write_report, run_dir, run.run.save_every or run.run.eval_every))
     return hooks
-
-
-def _multiple(run: Run) -> int:
-    """Rows of a rank come in multiples of this: an interleaved pipeline needs whole rounds of its stages."""
-    return run.layout.pipeline if run.layout.virtual > 1 else 1
 
 
 def _device_name(run: Run) -> str | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from nvlm_train.config.request import Request, take_comparison, take_request
 from nvlm_train.config.schema import Run
 from nvlm_train.errors import ConfigError
+from nvlm_train.geometry import with_thumbnail
 from nvlm_train.verbs.base import (
     CHECKPOINT,
     SETTINGS,
@@ -98,7 +99,7 @@ def _doctor(words: list[str], flags: set[str]) -> int:
 
 def _summary(run: Run) -> str:
     train, data, layout = run.train, run.data, run.layout
-    tiles = data.max_tiles + int(data.thumbnail and data.max_tiles > 1)
+    tiles = with_thumbnail(data.max_tiles, data.thumbnail)
     model_parallel = layout.tensor * layout.pipeline * layout.context
     sources = [f"{name} ({source.weight:g}) {source.path}" for name, source in data.blend.items()]
     rows = {

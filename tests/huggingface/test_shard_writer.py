@@ -7,7 +7,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from nvlm_train.huggingface.shard_writer import INDEX, Planned, ShardWriter, shards_of
+from nvlm_train.huggingface.shard_format import INDEX
+from nvlm_train.huggingface.shard_writer import Planned, ShardWriter, shards_of
 
 TENSORS = {"a.gate": torch.randn(1).bfloat16(), "b": torch.randn(7, 3), "c.position": torch.arange(6).view(2, 3),
            "d": torch.randn(5, 2).half(), "e": torch.randn(300, 2)}
