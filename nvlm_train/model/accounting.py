@@ -13,6 +13,7 @@ from typing import NamedTuple
 from nvlm_train.config.layers import cross_layers, may_train
 from nvlm_train.config.schema import Connector, CrossAttention, Language, Model, Train, Vision
 from nvlm_train.geometry import TileGeometry
+from nvlm_train.model.parameters import whole_parameters
 
 COMPONENTS = ("vision", "connector", "language", "cross_attention")
 
@@ -70,31 +71,10 @@ class SampleWork(NamedTuple):
 
 def parameters(model: Model) -> Parts:
     """Parameters of the whole model, exact, what tensor parallelism pads not counted."""
-    vision, language = model.vision, model.language
-    connector = _connector_parameters(vision, model.connector, language)
-    cross = len(cross_layers(model)) * _cross_parameters(model.cross_attention, language)
-    return Parts(_vision_parameters(vision), connector, _language_parameters(language), cross)
-
-
-def _vision_parameters(v: Vision) -> int:
-    D = v.hidden
-    norm = D if v.norm == "rms" else 2 * D
-    attention = 4 * D * D + D + (3 * D if v.qkv_bias else 0) + (2 * D if v.qk_norm else 0)
-    mlp = 2 * D * v.ffn + v.ffn + D
-    layer = attention + mlp + 2 * norm + (2 * D if v.layer_scale else 0)
-    positions = TileGeometry(v.tile_size, v.patch).patches + v.class_token
-    embedding = 3 * v.patch**2 * D + v.patch_bias * D + positions * D + v.class_token * D     # patch convolution, positions, class token
-    return embedding + v.layers * layer + (v.first_norm + v.final_norm) * norm
-
-
-def _connector_parameters(v: Vision, c: Connector, m: Language) -> int:
-    linears = sum(wide * high for wide, high in _connector_linears(v, c, m))
-    return 2 * _connector_input(v, c) + linears + (_resampler_parameters(c, m.hidden) if c.resampler_tokens else 0)
-
-
-def _resampler_parameters(c: Connector, H: int) -> int:
-    """Learned queries; per layer four square matrices, a feed-forward of 4 times the width, 3 LayerNorms; one LayerNorm more."""
-    return c.resampler_tokens * H + c.resampler_layers * (12 * H * H + 3 * 2 * H) + 2 * H
+    counts = dict.fromkeys(COMPONENTS, 0)
+    for parameter in whole_parameters(model):
+        counts[parameter.component] += parameter.elements
+    return Parts(**counts)
 
 
 def _connector_input(v: Vision, c: Connector) -> int:
@@ -109,13 +89,6 @@ def _connector_linears(v: Vision, c: Connector, m: Language) -> list[tuple[int, 
     return [(_connector_input(v, c), inner), (inner, m.hidden)]
 
 
-def _language_parameters(m: Language) -> int:
-    qkv = (m.heads + 2 * m.kv_heads) * m.head_dim
-    layer = _attention_linears(m) + _mlp_linears(m) + 2 * m.hidden + (qkv if m.qkv_bias else 0)
-    tables = m.vocab * m.hidden * (1 if m.tie_embeddings else 2)
-    return tables + m.layers * layer + m.hidden
-
-
 def _attention_linears(m: Language) -> int:
     """Query, key, value and output projections of one layer."""
     return m.hidden * (2 * m.heads + 2 * m.kv_heads) * m.head_dim
@@ -124,13 +97,6 @@ def _attention_linears(m: Language) -> int:
 def _mlp_linears(m: Language) -> int:
     """Gate, up and down of one layer."""
     return 3 * m.hidden * m.ffn
-
-
-def _cross_parameters(x: CrossAttention, m: Language) -> int:
-    """One layer's gated cross-attention: projections without bias, a norm and a gate, and the same for its own feed-forward."""
-    query, key = _cross_widths(x, m)
-    attention = 2 * m.hidden * (query + key) + m.hidden + 1 + (2 * m.head_dim if x.qk_norm else 0)
-    return attention + (3 * m.hidden * x.ffn + m.hidden + 1 if x.ffn else 0)
 
 
 def _cross_widths(x: CrossAttention, m: Language) -> tuple[int, int]:

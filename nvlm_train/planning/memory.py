@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 from nvlm_train.config.schema import Run
 from nvlm_train.config.split import stage_layers
 from nvlm_train.geometry import with_thumbnail
+from nvlm_train.model.parameters import Parameter, rank_parameters, trained_names
 from nvlm_train.planning.activations import Kept, kept
-from nvlm_train.planning.parameters import Parameter, rank_parameters, trained_names
 from nvlm_train.planning.rows import RowSize, fullest
 from nvlm_train.planning.schedule import FORWARD, order
 from nvlm_train.planning.sizes import FP32, Sizes

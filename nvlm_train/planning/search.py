@@ -7,7 +7,7 @@ from heapq import heapify, heappop, heappush
 
 from nvlm_train.config import rules
 from nvlm_train.config.schema import Layout, Run
-from nvlm_train.planning.parameters import rank_parameters, trained_names
+from nvlm_train.model.parameters import rank_parameters, trained_names
 from nvlm_train.planning.plan import Bench, Plan
 
 PIPELINES, VIRTUAL, RECOMPUTE = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16), (1, 2), ("none", "selective", "full")

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from nvlm_train.config.schema import Run
 from nvlm_train.config.split import memory_budget
 from nvlm_train.geometry import TileGeometry
-from nvlm_train.planning.parameters import trained_names
+from nvlm_train.model.parameters import trained_names
 from nvlm_train.planning.rows import RowSize
 
 FP32, INT64 = 4, 8

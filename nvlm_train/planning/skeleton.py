@@ -21,10 +21,10 @@ from nvlm_train.engine.optimizer import build_optimizer, data_parallel
 from nvlm_train.geometry import geometry_of
 from nvlm_train.model.freeze import set_trainable
 from nvlm_train.model.nvlm import Nvlm, to_device
+from nvlm_train.model.parameters import trained_names
 from nvlm_train.parallel.groups import Groups, stage_flags
 from nvlm_train.planning.live import Live, Saved
 from nvlm_train.planning.meta import META, machine
-from nvlm_train.planning.parameters import trained_names
 from nvlm_train.planning.rows import RowSize, fullest
 
 

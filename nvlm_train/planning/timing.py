@@ -7,10 +7,10 @@ from functools import cached_property
 from nvlm_train.config.schema import Layout, Run
 from nvlm_train.config.split import memory_budget, stage_layers
 from nvlm_train.model.accounting import Parts, SampleWork, trained_components, useful_flops
+from nvlm_train.model.parameters import rank_parameters, trained_names
 from nvlm_train.planning.cost import NOTHING, Cost, Pass
 from nvlm_train.planning.decoder_time import Row
 from nvlm_train.planning.fabric import Fabric
-from nvlm_train.planning.parameters import rank_parameters, trained_names
 from nvlm_train.planning.rates import Machine
 from nvlm_train.planning.row_time import RowCosts, row_costs
 from nvlm_train.planning.schedule import Played, play

@@ -11,9 +11,9 @@ import torch
 from nvlm_train.config.compose import compose
 from nvlm_train.contracts import StepBatch
 from nvlm_train.engine.megatron import MegatronEngine
+from nvlm_train.model.parameters import rank_parameters, trained_names
 from nvlm_train.planning.live import Live
 from nvlm_train.planning.memory import rank_memory, shard_elements
-from nvlm_train.planning.parameters import rank_parameters, trained_names
 from nvlm_train.planning.rows import fullest
 from nvlm_train.planning.skeleton import make_row, standing_bytes
 

@@ -14,10 +14,10 @@ from benchmarks.planning_memory import simulated
 from nvlm_train.config.compose import compose
 from nvlm_train.engine.megatron import whole_model_names
 from nvlm_train.errors import ConfigError, NvlmError
+from nvlm_train.model.parameters import rank_parameters
 from nvlm_train.planning.activations import kept
 from nvlm_train.planning.memory import Memory, rank_memory, tile_bytes
 from nvlm_train.planning.meta import machine
-from nvlm_train.planning.parameters import rank_parameters
 from nvlm_train.planning.rows import fullest
 from nvlm_train.planning.sizes import Sizes
 from nvlm_train.planning.skeleton import bare_stages, simulate, skeleton, standing_bytes

@@ -11,8 +11,8 @@ import pytest
 from nvlm_train.config.compose import compose
 from nvlm_train.config.schema import Layout
 from nvlm_train.config.split import stage_layers
+from nvlm_train.model.parameters import Parameter
 from nvlm_train.planning.memory import buffer_elements, run_memory, schedule, shard_elements
-from nvlm_train.planning.parameters import Parameter
 from tests.engine.launching import launch
 
 GIB = 1 << 30

@@ -7,7 +7,7 @@ import pytest
 
 from nvlm_train.config.compose import compose
 from nvlm_train.model.accounting import parameters
-from nvlm_train.planning.parameters import rank_parameters
+from nvlm_train.model.parameters import rank_parameters
 from tests.engine.launching import launch, measured
 from tests.planning.layouts import LAYOUTS, MORE_LAYOUTS
 

@@ -1,7 +1,7 @@
-"""Every parameter that a rank holds, by name and shape: what `model/` builds, counted without building it.
+"""Every parameter that a rank holds, by name and shape: what the modules build, counted without building them.
 
 Names are those of the whole model (layers counted over all stages), so patterns of `train.trainable` mean the same here as in the
-engine. Plain arithmetic; `skeleton` checks it against the real modules, name by name.
+engine. Plain arithmetic; `planning.skeleton` holds it to the real modules, name by name.
 """
 
 import math
@@ -36,6 +36,11 @@ class Parameter:
         return "cross_attention" if is_cross_attention(self.name) else self.name.split(".", 1)[0]
 
 
+def whole_parameters(model: Model) -> tuple[Parameter, ...]:
+    """All parameters of a model that one rank holds alone."""
+    return _rank_parameters(model, Layout(), 0, 0)[0]
+
+
 def rank_parameters(run: Run, pipeline_rank: int, tensor_rank: int = 0) -> tuple[tuple[Parameter, ...], ...]:
     """The parameters of each (virtual) stage of a rank, in the order in which the modules name them."""
     return _rank_parameters(run.model, run.layout, pipeline_rank, tensor_rank)
@@ -56,7 +61,7 @@ def _rank_parameters(model: Model, layout: Layout, pipeline_rank: int, tensor_ra
 @lru_cache(maxsize=64)
 def trained_names(model: Model, patterns: tuple[str, ...]) -> frozenset[str]:
     """Names over the whole model that a pattern of `train.trainable` matches."""
-    return frozenset(parameter.name for parameter in _rank_parameters(model, Layout(), 0, 0)[0]
+    return frozenset(parameter.name for parameter in whole_parameters(model)
                      if any(matches(pattern, parameter.name) for pattern in patterns))
 
 
