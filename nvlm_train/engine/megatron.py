@@ -38,6 +38,13 @@ def whole_model_names(stage: Nvlm):
         yield name, param
 
 
+def bare_stages(run: Run, dtype: torch.dtype, kernels: str) -> list[Nvlm]:
+    """The (virtual) pipeline stages of this rank, their values still to come."""
+    memory = memory_budget(run.model, run.data.pack_tiles, run.layout.tensor)
+    return [Nvlm(run.model, run.layout, dtype, kernels, *parallel.stage_flags(run.layout, vp_stage), vp_stage, memory)
+            for vp_stage in (range(run.layout.virtual) if run.layout.virtual > 1 else [None])]
+
+
 class MegatronEngine:
     """See `engine.interface.Engine`. Build it on every rank of the job with the same run."""
 
@@ -57,14 +64,12 @@ class MegatronEngine:
     # -- building ---------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        run, layout = self.run, self.run.layout
-        self._memory_tokens = memory_budget(run.model, run.data.pack_tiles, layout.tensor)
+        run = self.run
+        self._memory_tokens = memory_budget(run.model, run.data.pack_tiles, run.layout.tensor)
         self._tile_tokens = geometry_of(run.model).tokens
         kernels = "torch" if run.model.kernels == "auto" else run.model.kernels
-        stages = []
-        for vp_stage in range(layout.virtual) if layout.virtual > 1 else [None]:
-            first, last = parallel.stage_flags(layout, vp_stage)
-            stage = Nvlm(run.model, layout, self.dtype, kernels, first, last, vp_stage, self._memory_tokens)
+        stages = bare_stages(run, self.dtype, kernels)
+        for stage in stages:
             initialise(stage, run.model, run.train.seed)
             for component in ("vision", "connector", "language"):
                 path = getattr(run.model, component).weights
@@ -72,7 +77,6 @@ class MegatronEngine:
                 if path is not None and not is_weights_folder(path) and not is_checkpoint(path):
                     refuse_unimported(path)
                     load_component(stage, component, path)
-            stages.append(stage)
         names = self._set_trainable(stages)
         self.config = stages[0].config
         self.config.finalize_model_grads_func = lambda models, tokens=None, **extra: finalize_model_grads(models, None, **extra)

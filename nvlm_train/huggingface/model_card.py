@@ -1,8 +1,6 @@
 """The model card (README.md) of an exported model: what the checkpoint and its run directory say, and nothing else."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nvlm_train import __version__
@@ -12,6 +10,7 @@ from nvlm_train.engine.weights_folder import WeightsFolder, is_weights_folder
 from nvlm_train.errors import ConfigError
 from nvlm_train.huggingface.export_files import Folder
 from nvlm_train.model.accounting import parameters
+from nvlm_train.training.logs import EVAL, METRICS, read_rows
 
 _NAMES = {"nvlm_d": "NVLM-D", "nvlm_x": "NVLM-X", "nvlm_h": "NVLM-H"}
 _STAGES = {"pretrain": "pretraining", "sft": "supervised finetuning"}
@@ -141,24 +140,10 @@ def _amounts(folder: Folder, stages: list[Run]) -> list[tuple[str, ...]]:
     if folder.source.run_dir is None:
         return []
     own, step = folder.source.run.stage, folder.source.manifest.step
-    rows = [row for row in _rows(folder.source.run_dir / "metrics.jsonl")
+    rows = [row for row in read_rows(folder.source.run_dir / METRICS)
             if row.get("stage") != own or row.get("step", 0) <= step]
     return [(f"{kind} trained on", *(f"{sum(row.get(kind) or 0 for row in rows if row.get('stage') == run.stage):,}"
                                      for run in stages)) for kind in ("samples", "tokens")]
-
-
-def _rows(path: Path) -> Iterator[dict]:
-    """The rows of a log, one JSON object a line; a line that is not one is left out (a crash may leave one)."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                yield row
 
 
 def _data(folder: Folder) -> str:
@@ -180,7 +165,7 @@ def _results(folder: Folder) -> str:
     if where.run_dir is None:
         return ""
     losses, scores = {}, {}
-    for row in _rows(where.run_dir / "eval.jsonl"):
+    for row in read_rows(where.run_dir / EVAL):
         stage = str(row.get("stage", "")).partition(" ")[0]
         if stage != where.run.stage or row.get("step", 0) > where.manifest.step:
             continue

@@ -16,13 +16,13 @@ from torch import Tensor
 from nvlm_train.config.schema import Run
 from nvlm_train.config.split import memory_budget
 from nvlm_train.contracts import PackedBatch
-from nvlm_train.engine.megatron import whole_model_names
+from nvlm_train.engine.megatron import bare_stages, whole_model_names
 from nvlm_train.engine.optimizer import build_optimizer, data_parallel
 from nvlm_train.geometry import geometry_of
 from nvlm_train.model.freeze import set_trainable
 from nvlm_train.model.nvlm import Nvlm, to_device
 from nvlm_train.model.parameters import trained_names
-from nvlm_train.parallel.groups import Groups, stage_flags
+from nvlm_train.parallel.groups import Groups
 from nvlm_train.planning.live import Live, Saved
 from nvlm_train.planning.meta import META, machine
 from nvlm_train.planning.rows import RowSize, fullest
@@ -62,21 +62,16 @@ class Step:
 def skeleton(run: Run, rank: int, world: int) -> Iterator[Skeleton]:
     """`rank` of `world`, until the end of the context (see `meta.machine` for what it raises)."""
     with machine(run.layout, rank, world) as groups:
-        chunks = data_parallel(bare_stages(run))
+        chunks = data_parallel(frozen_stages(run))
         yield Skeleton(run, groups, chunks, build_optimizer(chunks, run.train, bf16=True))
 
 
-def bare_stages(run: Run) -> list[Nvlm]:
+def frozen_stages(run: Run) -> list[Nvlm]:
     """The (virtual) stages of the rank that `meta.machine` pretends to be, frozen and trained as the run says."""
-    layout, stages = run.layout, []
-    names = trained_names(run.model, tuple(run.train.trainable))
-    for vp_stage in range(layout.virtual) if layout.virtual > 1 else [None]:
-        first, last = stage_flags(layout, vp_stage)
-        stage = Nvlm(run.model, layout, torch.bfloat16, "torch", first, last, vp_stage,
-                     memory_budget(run.model, run.data.pack_tiles, layout.tensor))
+    names, stages = trained_names(run.model, tuple(run.train.trainable)), bare_stages(run, torch.bfloat16, "torch")
+    for stage in stages:
         set_trainable(whole_model_names(stage), run.train.trainable)
         stage.route_gradients(names)
-        stages.append(stage)
     return stages
 
 

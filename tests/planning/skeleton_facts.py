@@ -20,7 +20,7 @@ from nvlm_train.planning.memory import Memory, rank_memory, tile_bytes
 from nvlm_train.planning.meta import machine
 from nvlm_train.planning.rows import fullest
 from nvlm_train.planning.sizes import Sizes
-from nvlm_train.planning.skeleton import bare_stages, simulate, skeleton, standing_bytes
+from nvlm_train.planning.skeleton import frozen_stages, simulate, skeleton, standing_bytes
 from tests.planning.layouts import LAYOUTS, MORE_LAYOUTS, overrides
 
 
@@ -32,7 +32,7 @@ def counted(*settings: str) -> dict:
     world = layout.tensor * layout.pipeline
     for rank in range(world):
         with machine(layout, rank, world) as groups:
-            held = [pair for stage in bare_stages(run) for pair in whole_model_names(stage)]
+            held = [pair for stage in frozen_stages(run) for pair in whole_model_names(stage)]
         for name, param in held:
             once = 0 if groups.tensor_rank and not getattr(param, "tensor_model_parallel", False) else param.numel()
             elements, cross = elements + once, cross + once * (".cross_att" in name or ".pre_cross" in name)
