@@ -46,7 +46,7 @@ demo-all: $(DEMO)  ## NVLM-D, -X and -H on the demo's data, compared on one page
 test: $(STAMP)  ## the core suite: at most 20 minutes on two cores
 	$(PYTEST)
 
-test-fast: $(STAMP)  ## without slow and multi-process tests: at most 90 seconds
+test-fast: $(STAMP)  ## without slow and multi-process tests: about two minutes on two cores
 	$(PYTEST) -m "not slow and not distributed and not full"
 
 test-all: $(STAMP)  ## everything, and again on the second interpreter where it has the packages
