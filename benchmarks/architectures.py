@@ -13,7 +13,6 @@ recipe's time goes into calls, not into arithmetic; a size that fits two cores a
 import argparse
 import io
 import sys
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 from PIL import Image
 
 from benchmarks.results import tell
+from benchmarks.timing import seconds
 from nvlm_train.config.compose import compose
 from nvlm_train.config.schema import Run
 from nvlm_train.contracts import PackedBatch, Sample, StepBatch, Turn
@@ -59,12 +59,8 @@ def prepare(architecture: str, stage: str, recipe: str, words: int, overrides: S
     return run, pack_row([encoded], tokens, encoder.tokenizer.pad_id, run.model.vision.tile_size)
 
 
-def seconds(engine: MegatronEngine, row: PackedBatch, rows: int) -> float:
-    start = time.perf_counter()
-    engine.train_step(StepBatch(0, [row] * rows, (), 0), 1e-5)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def step_seconds(engine: MegatronEngine, row: PackedBatch, rows: int) -> float:
+    return seconds(lambda: engine.train_step(StepBatch(0, [row] * rows, (), 0), 1e-5))
 
 
 def main() -> int:
@@ -85,8 +81,8 @@ def main() -> int:
         for _ in range(options.rounds):
             for name, (run, row) in prepared.items():
                 engine = MegatronEngine(run)
-                seconds(engine, row, options.rows)      # warm
-                best[name] = min(best[name], *(seconds(engine, row, options.rows) for _ in range(2)))
+                step_seconds(engine, row, options.rows)      # warm
+                best[name] = min(best[name], *(step_seconds(engine, row, options.rows) for _ in range(2)))
                 engine.close()
         result[stage] = {}
         for name, (run, row) in prepared.items():

@@ -12,8 +12,7 @@ processes: torchrun --nproc-per-node 2 -m benchmarks.calibrate layout.tensor=2
 import argparse
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 
 from benchmarks.architectures import one_sample
 from benchmarks.results import tell
+from benchmarks.timing import fastest
 from nvlm_train.config.compose import compose
 from nvlm_train.config.schema import Run
 from nvlm_train.contracts import PackedBatch, StepBatch
@@ -65,26 +65,9 @@ class Case:
     rows: list[PackedBatch]
 
 
-def timed(work: Callable[[], object], rounds: int) -> float:
-    """Seconds of the fastest of several rounds, the device's work included."""
-    best = float("inf")
-    for _ in range(rounds):
-        wait()
-        start = time.perf_counter()
-        work()
-        wait()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def matmul_rate(rows: int, columns: int, inner: int, device: torch.device, dtype: torch.dtype) -> float:
     a, b = torch.randn(rows, inner, device=device, dtype=dtype), torch.randn(inner, columns, device=device, dtype=dtype)
-    return 2 * rows * columns * inner / timed(lambda: a @ b, 20)
+    return 2 * rows * columns * inner / fastest(lambda: a @ b, 20)
 
 
 def linear_rate(rows: int, columns: int, inner: int, device: torch.device, dtype: torch.dtype) -> float:
@@ -92,14 +75,14 @@ def linear_rate(rows: int, columns: int, inner: int, device: torch.device, dtype
     no operand is in a cache."""
     sets = [[torch.randn(*shape, device=device, dtype=dtype) for shape in ((rows, inner), (columns, inner), (rows, columns))]
             for _ in range(16)]
-    seconds = timed(lambda: [(x @ w.t(), g @ w, g.t() @ x) for x, w, g in sets], 5)
+    seconds = fastest(lambda: [(x @ w.t(), g @ w, g.t() @ x) for x, w, g in sets], 5)
     return 6 * rows * columns * inner * len(sets) / seconds
 
 
 def attention_rate(device: torch.device, dtype: torch.dtype, heads: int, tokens: int) -> float:
     """Forward, of causal attention, over the operations that it needs."""
     q, k, v = (torch.randn(1, heads, tokens, 64, device=device, dtype=dtype) for _ in range(3))
-    seconds = timed(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True), 20)
+    seconds = fastest(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True), 20)
     return 4 * heads * 64 * tokens * (tokens + 1) / 2 / seconds
 
 
@@ -108,14 +91,14 @@ def memory_rate(device: torch.device, dtype: torch.dtype, numbers: int) -> float
     numbers, the product 3; backward both factors' gradients 6, SiLU's 3."""
     gate, up = (torch.randn(numbers, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
     gradient = torch.randn(numbers, device=device, dtype=dtype)
-    seconds = timed(lambda: torch.autograd.grad(F.silu(gate) * up, (gate, up), gradient), 20)
+    seconds = fastest(lambda: torch.autograd.grad(F.silu(gate) * up, (gate, up), gradient), 20)
     return 14 * gradient.element_size() * numbers / seconds
 
 
 def launch_seconds(device: torch.device) -> float:
     """Of issuing one kernel."""
     a = torch.zeros(16, device=device)
-    return timed(lambda: [a.add_(1) for _ in range(1000)], 5) / 1000
+    return fastest(lambda: [a.add_(1) for _ in range(1000)], 5) / 1000
 
 
 def link() -> Link:
@@ -124,8 +107,8 @@ def link() -> Link:
         return Link(1e12, 0.0)
     size, ranks = 1 << 20, dist.get_world_size()
     small, large = torch.zeros(16), torch.zeros(size)
-    latency = timed(lambda: dist.all_reduce(small), 20)
-    seconds = max(1e-9, timed(lambda: dist.all_reduce(large), 20) - latency)
+    latency = fastest(lambda: dist.all_reduce(small), 20)
+    seconds = max(1e-9, fastest(lambda: dist.all_reduce(large), 20) - latency)
     return Link(2 * 4 * size * (ranks - 1) / ranks / seconds, latency)
 
 
@@ -148,7 +131,7 @@ def measured(one: Case, rounds: int) -> tuple[float, float | None]:
         torch.cuda.reset_peak_memory_stats()
     batch = StepBatch(0, one.rows, (), 0)
     engine.train_step(batch, 1e-5)
-    seconds = timed(lambda: engine.train_step(batch, 1e-5), rounds)
+    seconds = fastest(lambda: engine.train_step(batch, 1e-5), rounds)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     engine.close()
     return seconds, peak

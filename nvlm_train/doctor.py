@@ -7,23 +7,26 @@ libcuda, a build for another torch). Nothing is changed and no process group is 
 import json
 import os
 import platform
-import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
 from packaging.version import Version
 
 from nvlm_train import __version__
+from nvlm_train.config.schema import Model
+from nvlm_train.kernels import decide, look
+from nvlm_train.optional import installed as _installed
+from nvlm_train.optional import load as _load
+from nvlm_train.optional import reason as _reason
 
 PYTHON = ("3.11", "3.13")       # first supported, first not supported
 MEGATRON = ("0.16.1", "0.20")
-BROKEN = (ImportError, OSError, RuntimeError)
 GIB = 2**30
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
+_MARKS = {OK: "ok", NOTE: "--", PROBLEM: "!!"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Report:
     @property
     def usable(self) -> bool:
         """Whether nothing indispensable is missing."""
-        return all(finding.status != PROBLEM for finding in self.findings)
+        return usable(self.findings)
 
 
 def examine() -> Report:
@@ -51,17 +54,25 @@ def examine() -> Report:
     torch = _load("torch")
     megatron = _megatron()
     findings = [_python(), _torch(torch), *_devices(torch), *_collectives(torch), megatron, _transformer_engine(), _apex(),
-                _optional("DeepSpeed", "deepspeed", "not used in this version"), _cores(), _memory(),
+                _optional("DeepSpeed", "deepspeed", "engine=deepspeed needs it: pip install 'nvlm-train[deepspeed]'"), _cores(), _memory(),
                 _optional("wandb", "wandb", "run.wandb needs it: pip install 'nvlm-train[wandb]'"),
                 _optional("TensorBoard", "tensorboard", "run.tensorboard needs it: pip install 'nvlm-train[tensorboard]'")]
     paths = _paths(torch) if not isinstance(torch, Exception) else {}
     return Report(tuple(findings), paths)
 
 
+def usable(findings: Sequence[Finding]) -> bool:
+    """Whether none of them is a problem."""
+    return all(finding.status != PROBLEM for finding in findings)
+
+
+def listed(findings: Sequence[Finding]) -> list[str]:
+    """A line for each."""
+    return [f"  {_MARKS[finding.status]}  {finding.name:<20} {finding.text}" for finding in findings]
+
+
 def as_text(report: Report) -> str:
-    mark = {OK: "ok", NOTE: "--", PROBLEM: "!!"}
-    lines = [f"nvlm {__version__}", ""]
-    lines += [f"  {mark[finding.status]}  {finding.name:<20} {finding.text}" for finding in report.findings]
+    lines = [f"nvlm {__version__}", "", *listed(report.findings)]
     if report.paths:
         lines += ["", "What a run does here, unless told otherwise:"]
         lines += [f"      {part:<20} {path}" for part, path in report.paths.items()]
@@ -70,27 +81,6 @@ def as_text(report: Report) -> str:
 
 def as_json(report: Report) -> str:
     return json.dumps({"version": __version__, "usable": report.usable, **asdict(report)}, indent=2, ensure_ascii=False)
-
-
-def _load(name: str) -> Any:
-    """The module, or the exception that its import raised. Warnings on import say what this report says better."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return import_module(name)
-    except BROKEN as error:
-        return error
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def _installed(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
 
 
 def _python() -> Finding:
@@ -161,7 +151,7 @@ def _apex() -> Finding:
     if not isinstance(module, Exception) and hasattr(module, "FusedAdam"):
         return Finding("apex", OK, "NVIDIA's, with FusedAdam")
     if _installed("apex") is None:
-        return Finding("apex", NOTE, "not installed; not needed")
+        return Finding("apex", NOTE, "not installed; model.kernels=apex needs it")
     return Finding("apex", NOTE, f"{_installed('apex')} has no FusedAdam: the package called apex on PyPI is an unrelated web "
                                  "toolkit; pip uninstall apex, and build NVIDIA's from its repository if you want it")
 
@@ -175,8 +165,8 @@ def _optional(name: str, module: str, without: str) -> Finding:
 
 
 def _cores() -> Finding:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding("CPU cores", OK, f"{usable} usable of {os.cpu_count()}")
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding("CPU cores", OK, f"{ours} usable of {os.cpu_count()}")
 
 
 def _memory() -> Finding:
@@ -187,24 +177,9 @@ def _memory() -> Finding:
 def _paths(torch: Any) -> dict[str, str]:
     """How each part is computed at the default settings (run.device, model.dtype and model.kernels all auto)."""
     gpu = torch.cuda.is_available()
-    varlen = not isinstance(_load("torch.nn.attention.varlen"), Exception)
-    if gpu:
-        attention = "torch's variable-length flash attention" if varlen else "SDPA under a block mask; torch >= 2.10 is faster"
-    else:
-        attention = "SDPA, one call per sample of a row"
+    plan = decide(Model(), "bf16" if gpu else "fp32", look("cuda" if gpu else "cpu"))
     return {
         "device": f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}" if gpu else "CPU, collectives over gloo",
         "dtype": "bf16, fp32 master weights and gradients" if gpu else "fp32",
-        "attention": attention,
-        "norm": "torch's RMSNorm and LayerNorm",
-        "linear layers": "Megatron-Core's; model.kernels=te takes Transformer Engine's",
-        "optimizer": f"Megatron's distributed optimizer with {_adam(gpu)}",
+        **dict(plan.parts()),
     }
-
-
-def _adam(gpu: bool) -> str:
-    """The Adam that Megatron-Core picks: Transformer Engine's, else apex's, else torch's."""
-    for source, module in (("Transformer Engine", "transformer_engine.pytorch.optimizers"), ("apex", "apex.optimizers")):
-        if hasattr(_load(module), "FusedAdam"):
-            return f"{source}'s FusedAdam"
-    return "torch's AdamW, fused" if gpu else "torch's AdamW"

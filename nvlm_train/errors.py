@@ -1,6 +1,11 @@
 """Errors that a person can act on. Each says what is wrong, both numbers where there are two, and what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, for a sentence that goes on; "" if it says nothing."""
+    return (str(error).splitlines() or [""])[0]
+
+
 class NvlmError(Exception):
     """Base of every error this package raises on purpose; the CLI prints its text without a traceback."""
 
@@ -31,3 +36,11 @@ class CheckpointError(NvlmError):
 
 class TrainingError(NvlmError):
     """Training cannot go on (too many bad samples, too many non-finite steps, a full disk)."""
+
+
+class JobError(NvlmError):
+    """The processes of a job do not find each other, or one of them ended it for all."""
+
+
+class LaunchError(NvlmError):
+    """A job cannot be submitted: no Slurm here, or Slurm does not take it."""

@@ -15,7 +15,7 @@ from nvlm_train.comparison.measure import measure
 from nvlm_train.comparison.page import write_page
 from nvlm_train.comparison.results import Outcome, results
 from nvlm_train.comparison.running import finish, last_step, questions, refuse_absent_tasks, refuse_other_runs, scores_of
-from nvlm_train.config.request import Comparison
+from nvlm_train.config.request import LONGEST, Comparison
 from nvlm_train.errors import ConfigError
 from nvlm_train.training.logs import METRICS, finite, write_atomically
 
@@ -56,7 +56,7 @@ def compare_command(asked: Comparison, shared: Sequence[str], dry_run: bool = Fa
 
 
 def _questions(asked: Comparison, job: Job) -> dict:
-    return questions(job, asked.tasks, asked.eval.limit, asked.eval.max_new_tokens)
+    return questions(job, asked.tasks, asked.eval.limit, asked.eval.max_new_tokens or LONGEST)
 
 
 def _outcome(asked: Comparison, job: Job, failure: str | None) -> Outcome:

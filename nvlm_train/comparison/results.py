@@ -42,7 +42,7 @@ def results(designs: Sequence[Design], outcomes: Sequence[Outcome], processes: i
         "designs": found,
         "same": redact(shared_settings(designs)),
         "differing": [asdict(difference) for difference in differences(designs)],
-        "failed": [{"design": outcome.job.design.name, "seed": outcome.job.seed, "reason": outcome.failure}
+        "failed": [{"design": outcome.job.design.name, "seed": outcome.job.seed, "reason": redact(outcome.failure)}
                    for outcome in outcomes if outcome.failure is not None],
     }
 

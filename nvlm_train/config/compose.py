@@ -7,9 +7,9 @@ that join fields are run (`rules`).
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -32,12 +32,13 @@ from nvlm_train.config.overlay import (
     within_stage,
 )
 from nvlm_train.config.schema import Run
+from nvlm_train.config.settings_file import recipes_dir
 from nvlm_train.config.typed import build, is_text, kind_at, suggestion
-from nvlm_train.errors import ConfigError
+from nvlm_train.errors import ConfigError, first_line
 
-__all__ = ["adjust", "compose", "from_file", "recipe_names", "recipes_dir", "runs_from_file", "to_json", "to_yaml"]
+__all__ = ["adjust", "compose", "files_of", "from_file", "read_value", "recipe_names", "recipes_dir", "resolve", "runs_from_file",
+           "sweep_words", "to_json", "to_yaml"]
 
-_PACKAGE = Path(__file__).resolve().parent.parent
 _RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:\s*([^,}]*)")
 
 
@@ -68,19 +69,29 @@ def adjust(runs: Sequence[Run], overrides: Sequence[str]) -> list[Run]:
     return _resolve({run.stage: dataclasses.asdict(run) for run in runs}, given)
 
 
-def recipes_dir() -> Path:
-    """The folder of recipes: inside an installed package, else beside it in a checkout."""
-    for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise ConfigError(f"no recipes in {_PACKAGE / 'recipes'} nor in {_PACKAGE.parent / 'recipes'}: reinstall nvlm-train")
+def sweep_words(sweep: dict[str, str]) -> list[tuple[str, ...]]:
+    """Every combination of a sweep's values as `key=value` words, the last setting changing fastest; [] without a sweep.
+
+    Values are written as Hydra's multirun has them: 1e-4,2e-5 or range(1,4). Raises ConfigError.
+    """
+    parser = OverridesParser.create()
+    choices = []
+    for key, raw in sweep.items():
+        try:
+            override = parser.parse_override(f"value={raw}")
+            values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [raw]
+        except HydraException as error:
+            raise ConfigError(f"sweep.{key}={raw}: cannot be read as values ({first_line(error)})") from error
+        choices.append([f"{key}={value}" for value in values])
+    return list(itertools.product(*choices)) if choices else []
 
 
 def recipe_names() -> list[str]:
-    return _files_of("recipe")
+    return files_of("recipe")
 
 
-def _files_of(group: str) -> list[str]:
+def files_of(group: str) -> list[str]:
+    """The names of a folder of recipes/."""
     return sorted(path.stem for path in (recipes_dir() / group).glob("*.yaml"))
 
 
@@ -90,13 +101,18 @@ def _split(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     choices, values, problems = {}, [], []
     for text in overrides:
         group, _, name = text.partition("=")
+        if group.partition(".")[0] == "cluster":
+            problems.append(f"{text}: a run knows no cluster; cluster=… and cluster.… belong to nvlm submit")
+            continue
         if group not in groups:
             values.append(text)
             continue
-        known = _files_of(group)
+        known = files_of(group)
         if name not in known:
             problems.append(f"{group}={name}: there is no such {group}{suggestion(name, known)} (known: {', '.join(known)})")
         choices[group] = name
+    if "eval" in choices:
+        problems.append(f"eval={choices['eval']}: a run knows no benchmark; eval=… belongs to nvlm eval and nvlm score")
     if "recipe" not in choices:
         problems.insert(0, f"no recipe given: add recipe=NAME, one of {', '.join(recipe_names())}")
     if problems:
@@ -116,19 +132,23 @@ def _compose_recipe(choices: tuple[tuple[str, str], ...]) -> dict:
 
 
 def _parse_all(overrides: Sequence[str]) -> list[Assignment]:
-    parser = OverridesParser.create()
-    return [assignment for text in overrides for assignment in _parse(parser, text)]
+    return [assignment for text in overrides for assignment in _parse(text)]
 
 
-def _parse(parser: OverridesParser, text: str) -> list[Assignment]:
+def _parse(text: str) -> list[Assignment]:
     """What one override sets. `+` and `++` are accepted and mean nothing: the schema says which keys exist."""
     given, equals, raw = text.partition("=")
     path = path_of(given.lstrip("+~"))
     if given.startswith("~"):
         return list(assignments(path, None, delete=True))
-    wants_text = is_text(kind_at(Run, within_stage(path)))
+    return list(assignments(path, read_value(text, raw if equals else None, is_text(kind_at(Run, within_stage(path))))))
+
+
+def read_value(text: str, raw: str | None, wants_text: bool) -> Any:
+    """What `raw` means, the part after the = of the override `text`; None: there is no =. Raises ConfigError."""
+    parser = OverridesParser.create()
     try:
-        if not equals:
+        if raw is None:
             raise HydraException("there is no =")
         override = parser.parse_override(f"value={raw}")
         if override.is_sweep_override():
@@ -136,12 +156,12 @@ def _parse(parser: OverridesParser, text: str) -> list[Assignment]:
         value = override.value()
     except HydraException as error:
         # The grammar refuses ~/runs or a=b; where a setting is text they need no quotes.
-        if not (equals and wants_text):
-            raise ConfigError(f"{text}: cannot be read as key=value ({str(error).splitlines()[0]})") from error
+        if raw is None or not wants_text:
+            raise ConfigError(f"{text}: cannot be read as key=value ({first_line(error)})") from error
         value = raw
     if wants_text and not isinstance(value, (str, type(None))):
         value = raw     # a folder named 2026
-    return list(assignments(path, value))
+    return value
 
 
 def _resolve(trees: dict[str, dict], given: Sequence[Assignment]) -> list[Run]:
@@ -154,7 +174,7 @@ def _resolve(trees: dict[str, dict], given: Sequence[Assignment]) -> list[Run]:
         for assignment in not_deleted:
             idle[assignment] = idle.get(assignment, 0) + 1
         try:
-            runs.append(_typed({"recipe": tree["recipe"], "stage": stage, **merged}))
+            runs.append(resolve({"recipe": tree["recipe"], "stage": stage, **merged}, Run))
         except ConfigError as error:
             for problem in error.problems:
                 found.setdefault(problem, []).append(stage)
@@ -167,15 +187,16 @@ def _resolve(trees: dict[str, dict], given: Sequence[Assignment]) -> list[Run]:
     return runs
 
 
-def _typed(tree: dict) -> Run:
+def resolve(tree: dict, cls: type) -> Any:
+    """`tree` with `${…}` resolved, as an instance of dataclass `cls`. Raises ConfigError with every problem found."""
     problems = list(_forbidden(tree))
     if problems:
         raise ConfigError(problems)
     try:
         plain = OmegaConf.to_container(OmegaConf.create(tree), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-    return build(Run, plain)
+        raise ConfigError(first_line(error)) from error
+    return build(cls, plain)
 
 
 def _forbidden(tree: Any) -> Iterator[str]:

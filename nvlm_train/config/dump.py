@@ -2,42 +2,17 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from nvlm_train.config.schema import Run
 from nvlm_train.config.typed import build
-from nvlm_train.errors import ConfigError
+from nvlm_train.errors import ConfigError, first_line
+from nvlm_train.redaction import REDACTED, is_secret, redact
 
-REDACTED = "[redacted]"
-
-# As whole words of a key: `hub_token` is a secret, `max_tokens` and `tokenizer` are not.
-_SECRET_KEY = re.compile(
-    r"(^|[^a-z])(token|secrets?|passw(or)?d|passphrase|credentials?|api_?key|access_?key)($|[^a-z])", re.IGNORECASE)
-_URL_LOGIN = re.compile(r"(\w+://)[^/@\s]+@")
-
-
-def is_secret(name: str) -> bool:
-    """Whether a key or an environment variable of this name is to be kept out of sight."""
-    return bool(_SECRET_KEY.search(name))
-
-
-def redact(tree: Any) -> Any:
-    """A copy with the values of secret keys, and logins inside addresses, replaced."""
-    if isinstance(tree, dict):
-        return {key: REDACTED if _tells(str(key), value) else redact(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [redact(item) for item in tree]
-    return _URL_LOGIN.sub(rf"\1{REDACTED}@", tree) if isinstance(tree, str) else tree
-
-
-def _tells(key: str, value: Any) -> bool:
-    """Whether a value is a secret: that something is on or off (`class_token: true`) is none."""
-    return is_secret(key) and value is not None and not isinstance(value, bool)
+__all__ = ["REDACTED", "as_tree", "from_file", "is_secret", "redact", "runs_from_file", "to_json", "to_yaml"]
 
 
 def as_tree(runs: Run | Sequence[Run]) -> dict:
@@ -66,7 +41,7 @@ def runs_from_file(path: str | Path) -> list[Run]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); a run keeps its configuration in config.yaml") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a resolved configuration ({str(error).splitlines()[0]})") from error
+        raise ConfigError(f"{path}: not a resolved configuration ({first_line(error)})") from error
     if not isinstance(tree, dict) or not tree:
         raise ConfigError(f"{path}: not a resolved configuration (it holds no settings)")
     stages = [tree] if "stage" in tree else list(tree.values())

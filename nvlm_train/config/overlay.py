@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from nvlm_train.config.schema import Run
-from nvlm_train.config.typed import is_group, key_paths, kind_at, split_key, suggestion, unknown_keys
+from nvlm_train.config.typed import by_name, is_group, key_paths, kind_at, split_key, suggestion, unknown_keys
 
 STAGES = ("pretrain", "sft")
 PER_STAGE = ("model", "train", "data", "layout")    # groups that may differ between the stages of one run
-SHARED = (*PER_STAGE, "engine", "init", "run")      # all that may be set without naming a stage
+SHARED = (*PER_STAGE, "engine", "init", "run", "evaluate", "guard")      # all that may be set without naming a stage
+_SHORT = {"profile": "run.profile"}                 # words of the command line for settings that are asked for now and then
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,7 @@ class Assignment:
 
 def path_of(key: str) -> tuple[str, ...]:
     """The path that a key of the command line means, `stages.<stage>` included."""
+    key = _SHORT.get(key, key)
     first, *rest = key.split(".", 2)
     if first == "stages" and len(rest) == 2:
         return (first, rest[0], *split_key(Run, rest[1]))
@@ -47,10 +49,11 @@ def assignments(path: tuple[str, ...], value: Any, delete: bool = False) -> Iter
     """What assigning `value` at `path` sets: one assignment, or one for each leaf where `path` is a group of settings.
 
     So train={lr:1e-4,steps:5} leaves the rest of `train` alone, while data.blend={mine:{path:x}}, a map with free names,
-    replaces the whole blend.
+    replaces the whole blend. A word for a group that has a name is that name: engine=deepspeed.
     """
     staged = path[0] == "stages"
     inner = within_stage(path)
+    value = by_name(kind_at(Run, inner), value)
     is_branch = len(path) < 3 if staged and not inner else is_group(kind_at(Run, inner))
     if is_branch and isinstance(value, dict) and value:
         for name, item in value.items():

@@ -8,15 +8,28 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from nvlm_train.config.typed import build, key_paths, suggestion
+from nvlm_train.config.typed import build, key_paths
+from nvlm_train.config.words import read_number, take_group
 from nvlm_train.errors import ConfigError
+
+LONGEST = 64        # tokens of an answer, unless said otherwise
 
 
 @dataclass(frozen=True)
 class Eval:
-    data: str | None = None     # folder of shards to evaluate on; default: the run's data.validation
+    data: str | None = None     # folder of shards to evaluate on, or of a benchmark's files; default: the run's data.validation
     limit: int = 0              # questions of each source; 0: all
-    max_new_tokens: int = 64    # longest answer
+    max_new_tokens: int | None = None   # longest answer; default: the benchmark's, else LONGEST
+    out: str | None = None      # folder for a benchmark's answers and score; default: in the run directory
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How `generate` chooses tokens."""
+
+    temperature: float = 0.0    # 0: the likeliest each time
+    top_p: float = 1.0          # above 0: of the smallest set of likeliest tokens that reaches this probability
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -24,11 +37,14 @@ class Request:
     checkpoint: str | None = None       # a run, a stage or a step folder
     image: tuple[str, ...] = ()         # picture files, in the order of the question; image= may be given several times
     prompt: str | None = None
+    benchmark: str | None = None        # eval=NAME, a file of recipes/eval
     eval: Eval = field(default_factory=Eval)
+    generate: Draw = field(default_factory=Draw)
 
     def options(self, **more) -> dict:
         """Flat, as the commands take them."""
-        return {"checkpoint": self.checkpoint, "image": list(self.image), "prompt": self.prompt, **vars(self.eval), **more}
+        asked = {**vars(self.eval), "max_new_tokens": self.eval.max_new_tokens or LONGEST}
+        return {"checkpoint": self.checkpoint, "image": list(self.image), "prompt": self.prompt, **asked, **more}
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,7 @@ def take_plan(words: Sequence[str]) -> tuple[PlanRequest, list[str]]:
         group, _, name = key.rpartition(".")
         try:
             if equals and key in ("nodes", "gpus_per_node"):
-                tree[key] = _number(key, value)
+                tree[key] = read_number(key, value)
             elif equals and key == "gpu":
                 tree[key] = value
             elif equals and group == "assume":
@@ -124,13 +140,13 @@ def take_comparison(words: Sequence[str]) -> tuple[Comparison, list[str]]:
     if len(designs) < 2:
         problems.append(f"{len(designs)} designs given, and it takes two to compare: designs=nvlm_d_tiny,nvlm_x_tiny")
     request, rest = take_request(rest)
-    if request != Request(eval=request.eval) or request.eval.data is not None:
-        problems.append("checkpoint=, image=, prompt= and eval.data= belong to eval and generate; name questions by "
+    if request != Request(eval=request.eval) or request.eval.data is not None or request.eval.out is not None:
+        problems.append("checkpoint=, image=, prompt=, eval=, eval.data= and eval.out= belong to eval and generate; name questions by "
                         "eval.tasks.NAME=FOLDER")
     if problems:
         raise ConfigError(problems)
-    seeds = tuple(_number("seeds", text) for text in _listed(plain.get("seeds", "")))
-    processes = _number("processes", plain["processes"]) if "processes" in plain else None
+    seeds = tuple(read_number("seeds", text) for text in _listed(plain.get("seeds", "")))
+    processes = read_number("processes", plain["processes"]) if "processes" in plain else None
     if len(set(seeds)) < len(seeds) or (processes is not None and processes < 1):
         raise ConfigError(f"seeds={plain.get('seeds')} must differ from each other, and processes={processes} be at least 1")
     return Comparison(designs, seeds, processes, tasks, plain.get("run.dir", Comparison.dir), request.eval), rest
@@ -152,36 +168,27 @@ def _words_of(key: str, text: str) -> tuple[tuple[str, ...], list[str]]:
 
 
 def take_request(overrides: Sequence[str]) -> tuple[Request, list[str]]:
-    """(the request in `key=value` words, the words that are not part of it). Raises ConfigError for unknown eval.… keys."""
+    """(the request in `key=value` words, the words that are not part of it). Raises ConfigError for unknown eval.… and generate.… keys."""
+    options, words, problems = take_group(overrides, "eval", Eval)
+    draw, words, odd = take_group(words, "generate", Draw)
     tree: dict = {"image": []}
-    options: dict = {}
-    rest, problems = [], []
-    for word in overrides:
+    rest = []
+    for word in words:
         key, equals, value = word.partition("=")
-        if not equals:
-            rest.append(word)
-        elif key == "image":
+        if equals and key == "image":
             tree["image"].append(value)
-        elif key in ("checkpoint", "prompt"):
+        elif equals and key in ("checkpoint", "prompt"):
             tree[key] = value
-        elif key.startswith("eval."):
-            name = key.removeprefix("eval.")
-            if name not in key_paths(Eval):
-                problems.append(f"{key}: unknown key{suggestion(name, list(key_paths(Eval)), 'eval.')}")
-            options[name] = value if name == "data" else _number(key, value)
+        elif equals and key == "eval":
+            tree["benchmark"] = value
         else:
             rest.append(word)
+    problems += odd
     if problems:
         raise ConfigError(problems)
-    request = build(Request, {**tree, "eval": options})
-    if request.eval.limit < 0 or request.eval.max_new_tokens < 1:
+    request = build(Request, {**tree, "eval": options, "generate": draw})
+    if request.eval.limit < 0 or (request.eval.max_new_tokens is not None and request.eval.max_new_tokens < 1):
         raise ConfigError(f"eval.limit={request.eval.limit} must be at least 0 and eval.max_new_tokens="
                           f"{request.eval.max_new_tokens} at least 1")
     return request, rest
 
-
-def _number(key: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise ConfigError(f"{key}: expected a whole number, got {text!r}") from error

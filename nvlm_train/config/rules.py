@@ -8,7 +8,11 @@ from dataclasses import fields
 from typing import Any
 
 from nvlm_train.config.cross_rules import CROSS_RULES
+from nvlm_train.config.engine_rules import ENGINE_RULES
+from nvlm_train.config.evaluate_rules import EVALUATE_RULES
+from nvlm_train.config.kernel_rules import KERNEL_RULES
 from nvlm_train.config.layers import may_train
+from nvlm_train.config.profile_rules import PROFILE_RULES
 from nvlm_train.config.schema import Run, Source
 from nvlm_train.config.typed import suggestion
 from nvlm_train.errors import ConfigError
@@ -21,11 +25,14 @@ PATTERN_SIGNS = set(".*?[]")        # a name with one of these is a pattern of p
 
 CHOICES = {
     "stage": ("pretrain", "sft"),
-    "engine": ("megatron",),
+    "engine.name": ("megatron", "deepspeed"),
+    "engine.zero": (1, 2, 3),
+    "engine.offload": ("none", "optimizer"),
     "model.architecture": ("nvlm_d", "nvlm_x", "nvlm_h"),
     "model.dtype": ("auto", "bf16", "fp32"),
     "model.recompute": ("none", "selective", "full"),
-    "model.kernels": ("auto", "torch", "te"),
+    "model.kernels": ("auto", "torch", "te", "apex"),
+    "model.fp8": ("none", "current", "delayed", "mxfp8"),
     "model.vision.family": ("internvit", "clip", "siglip"),
     "model.vision.norm": ("rms", "layer"),
     "model.vision.activation": ("gelu", "quick_gelu", "gelu_tanh"),
@@ -37,13 +44,9 @@ CHOICES = {
     "data.template": ("chatml", "llama3"),
     "data.weigh_by": ("samples", "tokens"),
     "data.features": ("auto", "off", "require"),
+    "run.view": ("auto", "live", "line", "plain"),
     "run.wandb": ("off", "offline", "online"),
     "run.device": ("auto", "cpu", "cuda"),
-}
-
-# Planned, so a user who asks gets a straight answer instead of a list of spellings.
-NOT_YET = {
-    "engine": ("deepspeed",),
 }
 
 AT_LEAST = {
@@ -57,13 +60,14 @@ AT_LEAST = {
         "train.steps", "train.global_batch", "train.max_bad_steps", "train.decay_steps",
         "data.max_tokens", "data.pack_tokens", "data.max_tiles", "data.pack_tiles", "data.prefetch",
         "layout.tensor", "layout.pipeline", "layout.virtual", "layout.context",
-        "run.keep_last", "run.log_every", "run.eval_batches", "run.timeout_s",
+        "run.keep_last", "run.log_every", "run.eval_batches", "run.timeout_s", "evaluate.max_new_tokens",
     ), 1),
     **dict.fromkeys((
         "train.lr", "train.min_lr", "train.warmup_steps", "train.weight_decay", "train.clip_grad", "train.seed",
         "data.workers", "data.max_refused", "data.shuffle_window", "data.cache_gb", "layout.first_stage_layers",
-        "run.save_every", "run.eval_every", "model.init_std",
-        "model.connector.resampler_tokens", "model.cross_attention.ffn",
+        "run.save_every", "run.eval_every", "run.examples", "run.examples_every", "run.hang_s", "run.max_restarts", "model.init_std",
+        "model.connector.resampler_tokens", "model.cross_attention.ffn", "evaluate.every", "evaluate.limit", "evaluate.examples",
+        "guard.margin",
     ), 0),
 }
 
@@ -93,6 +97,12 @@ def notes(run: Run) -> list[str]:
         found.append("layout.sequence has no effect while layout.tensor is 1")
     if run.model.tags.kind == "none" and run.data.max_tiles > 1:
         found.append(f"model.tags.kind=none with data.max_tiles={run.data.max_tiles}: the model is not told which tile is which")
+    if run.run.hang_s >= run.run.timeout_s:
+        found.append(f"run.hang_s={run.run.hang_s} is not less than run.timeout_s={run.run.timeout_s}: a collective that hangs times out "
+                     "before the rank that holds it up is looked for")
+    if run.model.fp8 == "delayed":
+        found.append("model.fp8=delayed: a checkpoint does not hold the scales, so the steps after a resume measure them anew "
+                     "and its curve is not bit for bit the undisturbed one; model.fp8=current has no such state")
     return found
 
 
@@ -116,9 +126,7 @@ def check_world(run: Run, world_size: int) -> int:
 def choices(run: Run) -> Iterator[str]:
     for key, allowed in CHOICES.items():
         value = setting(run, key)
-        if value in NOT_YET.get(key, ()):
-            yield f"{key}={value} is not in this version; use {' or '.join(map(str, allowed))}"
-        elif value not in allowed:
+        if value not in allowed:
             near = suggestion(value, [str(word) for word in allowed]) if isinstance(value, str) else ""
             yield f"{key}: {value!r} is none of {', '.join(map(str, allowed))}{near}"
 
@@ -248,7 +256,8 @@ def pipeline_layout(run: Run) -> Iterator[str]:
     layout, layers = run.layout, run.model.language.layers
     if run.model.language.tie_embeddings and layout.pipeline > 1:
         yield (f"model.language.tie_embeddings needs layout.pipeline=1 in this version, it is {layout.pipeline}: "
-               "embedding and output layer would lie on different stages. Use layout.tensor, or train untied")
+               "embedding and output layer would lie on different stages. Use layout.tensor, or train them apart, starting equal: "
+               "model.language.tie_embeddings=false")
     if layout.virtual > 1 and layout.pipeline == 1:
         yield f"layout.virtual={layout.virtual} needs layout.pipeline > 1: it interleaves the stages of a pipeline"
         return
@@ -320,5 +329,6 @@ def setting(run: Run, key: str) -> Any:
 
 RULES: tuple[Rule, ...] = (
     amounts, choices, not_yet, model_shapes, vision_colours, tile_geometry, trained_parts, cached_features, learning_rate, token_budgets,
-    tile_budgets, blend, tensor_layout, pipeline_layout, run_directory, *CROSS_RULES,
+    tile_budgets, blend, tensor_layout, pipeline_layout, run_directory, *CROSS_RULES, *ENGINE_RULES, *KERNEL_RULES,
+    *EVALUATE_RULES, *PROFILE_RULES,
 )

@@ -109,7 +109,8 @@ class Model:
     init_std: float = 0.014     # NVLM's public scripts
     dtype: str = "auto"         # auto: bf16 on GPU, fp32 on CPU | bf16 | fp32
     recompute: str = "none"     # none | selective (core attention) | full
-    kernels: str = "auto"       # auto | torch | te
+    kernels: str = "auto"       # auto | torch | te | apex (docs/kernels.md)
+    fp8: str = "none"           # none | current | delayed | mxfp8: recipe of the decoder's linear layers, with kernels=te
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,15 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """What lays the model out on the devices and updates it. `engine=NAME` is short for `engine.name=NAME`."""
+
+    name: str = "megatron"      # megatron | deepspeed
+    zero: int = 2               # DeepSpeed: what data-parallel ranks share out: 1 optimizer state | 2 and gradients | 3 and weights
+    offload: str = "none"       # DeepSpeed: none | optimizer (its state and update in host memory)
+
+
+@dataclass(frozen=True)
 class RunSettings:
     dir: str = "runs/default"
     resume: str = "auto"        # auto | never | PATH of a checkpoint
@@ -187,12 +197,41 @@ class RunSettings:
     async_save: bool = False
     eval_every: int = 0         # steps between validations; 0: at the end of a stage
     eval_batches: int = 8       # train.global_batch samples each
-    examples: int = 8           # validation questions answered at the end of a stage, for the report; 0: none
+    examples: int = 8           # validation questions answered at the end of a stage, for the report and trackers; 0: none
+    examples_every: int = 0     # steps between them; 0: only at the end of a stage
     log_every: int = 1
+    view: str = "auto"          # on the terminal: auto (live if it is one) | live | line | plain
     wandb: str = "off"          # off | offline | online
+    wandb_project: str = "nvlm_train"
+    wandb_entity: str | None = None     # team or user; default: the account's own
     tensorboard: bool = False
+    profile: str | None = None  # steps of a stage whose time is looked into, 5 or 5-7, in run.dir/profile; null: none
     timeout_s: int = 600        # collective timeout
+    hang_s: int = 300           # without a step after which a job of several processes ends, naming the rank; 0: never
+    max_restarts: int = 3       # by Slurm or torchrun, in a row from the same step; more stop the run
     device: str = "auto"        # auto | cpu | cuda
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Public benchmarks, files of recipes/eval, that the model is asked while it is trained (docs/evaluating.md)."""
+
+    benchmarks: tuple[str, ...] = ()
+    every: int = 0              # steps between two rounds of questions; 0: only after checkpoints
+    at_checkpoints: bool = True     # after each checkpoint, a stage's last one included; false: nvlm eval-checkpoints does that
+    limit: int = 0              # questions of each benchmark; 0: all
+    max_new_tokens: int | None = None   # longest answer; default: the benchmark's own
+    data: dict[str, str] = field(default_factory=dict)      # benchmark -> folder of its public files
+    examples: int = 8           # answers of each benchmark that are shown; 0: none
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Watches that finetuning costs the language model no text ability (docs/evaluating.md)."""
+
+    benchmarks: tuple[str, ...] | None = None   # of evaluate.benchmarks; default: all without pictures; empty: no guard
+    margin: float = 2.0         # points of 100 below the backbone that are too many, if the drop is significant
+    stop: bool = False          # whether that ends the run
 
 
 @dataclass(frozen=True)
@@ -205,6 +244,8 @@ class Run:
     train: Train = field(default_factory=Train)
     data: Data = field(default_factory=Data)
     layout: Layout = field(default_factory=Layout)
-    engine: str = "megatron"
+    engine: Engine = field(default_factory=Engine)
     init: str | None = None     # RUN | CHECKPOINT to start from
     run: RunSettings = field(default_factory=RunSettings)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    guard: Guard = field(default_factory=Guard)

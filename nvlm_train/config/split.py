@@ -6,9 +6,10 @@ from nvlm_train.config.schema import Layout, Model
 from nvlm_train.geometry import geometry_of
 
 
-def padded_size(size: int, tensor: int) -> int:
-    """The least multiple of `tensor` that is not less than `size`: the encoder's heads with its dummies, rows of the vocabulary."""
-    return -(-size // tensor) * tensor
+def padded_size(size: int, multiple: int) -> int:
+    """The least multiple of `multiple` that is not less than `size`: of a tensor-parallel size the encoder's heads with its dummies, and
+    rows of the vocabulary; lengths of rows and caches."""
+    return -(-size // multiple) * multiple
 
 
 def row_multiple(layout: Layout) -> int:

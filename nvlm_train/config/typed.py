@@ -100,6 +100,12 @@ def is_group(kind: Any) -> bool:
     return is_dataclass(kind)
 
 
+def by_name(kind: Any, value: Any) -> Any:
+    """`value`, or {"name": value} where a mere word stands for a group that has a name: engine=deepspeed, or `engine: megatron` in
+    a run's configuration from before there was more to say of it."""
+    return {"name": value} if isinstance(value, str) and is_group(kind) and "name" in _kinds(kind) else value
+
+
 def is_text(kind: Any) -> bool:
     return _optional(kind)[0] is str
 
@@ -151,6 +157,7 @@ def _read(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
 
 
 def _read_group(cls: type, value: Any, path: str, problems: list[str]) -> Any:
+    value = by_name(cls, value)
     if not isinstance(value, dict):
         problems.append(_mismatch(path, value, f"a group of settings ({', '.join(_kinds(cls))})"))
         if _required(cls):      # cannot stand in for it while looking for more problems

@@ -31,6 +31,7 @@ from nvlm_train.data.tiling import Scratch
 from nvlm_train.data.tokenizer import Tokenizer
 from nvlm_train.data.workers import Worker, Workers
 from nvlm_train.errors import DataError
+from nvlm_train.redaction import redact_text
 
 STALL_S = 300.0   # one sample taking this long is a stalled file system: say so instead of waiting for ever
 _LOOK_S = 0.5     # how often a waiting caller looks whether something stalled
@@ -170,8 +171,8 @@ def build_plan(run: Run, sources: Sequence[Source], history: Sequence[Mapping] =
     blend, weights = run.data.blend, sample_weights(run.data, sources)
     blend_sources = [BlendSource(source.name, len(source), weights[source.name], blend[source.name].epochs, source.folder.fingerprint,
                                  tuple(entry.samples for entry in source.folder.entries)) for source in sources]
-    plan = segments.plan(run.train.seed, blend_sources, run.data.shuffle_window, {source.name: source.folder.name for source in sources},
-                         history, cursor)
+    paths = {source.name: redact_text(source.folder.name) for source in sources}     # they go into manifests and messages
+    plan = segments.plan(run.train.seed, blend_sources, run.data.shuffle_window, paths, history, cursor)
     plan.order.require(run.train.steps * run.train.global_batch)
     return plan
 

@@ -82,6 +82,12 @@ class Tokenizer:
         return self._library.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
 
+def file_of(path: str) -> Path:
+    """The file that `model.tokenizer` names: itself, or the tokenizer.json of a folder. It need not be there."""
+    named = Path(path).expanduser()
+    return named / "tokenizer.json" if named.is_dir() else named
+
+
 def load_tokenizer(name_or_path: str, template: str | None = None) -> Tokenizer:
     """"tiny" (shipped with the package), the path of a tokenizer.json, or a folder that holds one. Raises DataError.
 
@@ -94,9 +100,7 @@ def load_tokenizer(name_or_path: str, template: str | None = None) -> Tokenizer:
             raise DataError("the tokenizer `tiny` is missing from this installation (nvlm_train/assets/tiny_tokenizer.json): "
                             "install the package again, or set model.tokenizer to the path of a tokenizer.json")
         return Tokenizer(asset.read_bytes(), "tiny", chosen)
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        path = path / "tokenizer.json"
+    path = file_of(name_or_path)
     if not path.is_file():
         raise DataError(f"no tokenizer at {path}: model.tokenizer is `tiny`, a tokenizer.json, or a folder that holds one")
     return Tokenizer(path.read_bytes(), str(path), chosen)

@@ -11,7 +11,6 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from nvlm_train import __version__
 from nvlm_train.config.layers import cross_layers
 from nvlm_train.config.schema import NOT_OF_WEIGHTS, Run
 from nvlm_train.errors import CheckpointError
+from nvlm_train.optional import installed
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -173,8 +173,5 @@ def versions() -> dict[str, str]:
     """Versions of what writes the checkpoint."""
     found = {"nvlm_train": __version__, "python": platform.python_version()}
     for package in ("torch", "megatron-core"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
+        found[package] = installed(package) or "not installed"
     return found

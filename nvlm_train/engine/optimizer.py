@@ -1,11 +1,13 @@
 """AdamW inside Megatron's distributed optimizer: fp32 master weights, state sharded over data parallel, reshardable.
 
-Where Transformer Engine or NVIDIA's apex is installed, Megatron brings its fused Adam. Otherwise it falls back to torch's
-AdamW, which keeps its step count per tensor: the distributed optimizer's reshardable checkpoint cannot load that. The class
-below keeps it per group, as the fused ones do, and calls torch's own (on a GPU fused) kernel.
+Left to itself, Megatron takes Transformer Engine's fused Adam or apex's, whichever imports first, even where no GPU is; here the
+run's kernels decide. Without either it falls back to torch's AdamW, which keeps its step count per tensor: the distributed
+optimizer's reshardable checkpoint cannot load that. The class below keeps it per group, as the fused ones do, and calls torch's
+own (on a GPU fused) kernel. All three decay weights by lr * weight_decay of their old value and add eps to the corrected root.
 """
 
 import math
+from importlib import import_module
 
 import megatron.core.optimizer as megatron_optimizer
 import megatron.core.optimizer.distrib_optimizer as distributed
@@ -17,14 +19,17 @@ from megatron.core.optimizer.optimizer_config import ParamWithNamePredicate
 from megatron.core.transformer.module import MegatronModule
 
 from nvlm_train.config.schema import Train
-from nvlm_train.model.freeze import matches
+from nvlm_train.model.freeze import matches, plain_name
+
+_FUSED_ADAM = {"te": "transformer_engine.pytorch.optimizers", "apex": "apex.optimizers"}
 
 
 class AdamW(torch.optim.Optimizer):
     """Decoupled weight decay (Loshchilov & Hutter 2019), step count in the parameter group."""
 
     def __init__(self, params, lr: float, weight_decay: float, betas: tuple[float, float], eps: float, **_):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps})
+        # The fused ones keep bias_correction in their groups, and fail on a checkpoint whose groups lack it.
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps, "bias_correction": True})
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -45,12 +50,17 @@ class AdamW(torch.optim.Optimizer):
                 lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False)
 
 
-def _use_own_adam_if_none_is_fused() -> None:
-    if not getattr(megatron_optimizer, "USING_PYTORCH_OPTIMIZER", False):
-        return
-    megatron_optimizer.Adam = distributed.Adam = AdamW
+def _take_adam(which: str) -> None:
+    """Let Megatron use the Adam that the plan names (`kernels.KernelPlan`), instead of the first that its import found.
+
+    Its distributed optimizer treats Transformer Engine's and apex's alike, and ours like them: step count per group, moments in
+    fp32. So a checkpoint of one is a checkpoint of the others.
+    """
+    adam = AdamW if which == "torch" else import_module(_FUSED_ADAM[which]).FusedAdam
+    megatron_optimizer.Adam = distributed.Adam = adam
     megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
-    distributed.HAVE_APEX_OR_TE, distributed.USING_TE_OPTIMIZER, distributed.USING_APEX_OPTIMIZER = True, False, True
+    distributed.HAVE_APEX_OR_TE = True
+    distributed.USING_TE_OPTIMIZER, distributed.USING_APEX_OPTIMIZER = which == "te", which != "te"
 
 
 def _overrides(train: Train) -> dict:
@@ -61,7 +71,8 @@ def _overrides(train: Train) -> dict:
     vectors = ParamWithNamePredicate(name="vectors", fn=lambda param, name: param.ndim == 1)
     overrides = {ParamKey(with_name_predicate=vectors): {"wd_mult": 0.0}}
     for pattern, factor in sorted(train.lr_multipliers.items()):
-        chosen = ParamWithNamePredicate(name=pattern, fn=lambda param, name, p=pattern: matches(p, name.removeprefix("module.")))
+        chosen = ParamWithNamePredicate(
+            name=pattern, fn=lambda param, name, p=pattern: matches(p, plain_name(name.removeprefix("module."))))
         overrides[ParamKey(with_name_predicate=chosen)] = {"lr_mult": float(factor)}
     return overrides
 
@@ -72,9 +83,9 @@ def data_parallel(stages: list[MegatronModule]) -> list[DistributedDataParallel]
     return [DistributedDataParallel(stage.config, config, stage) for stage in stages]
 
 
-def build_optimizer(chunks: list, train: Train, bf16: bool):
-    """Megatron's distributed optimizer over the chunks' trainable parameters."""
-    _use_own_adam_if_none_is_fused()
+def build_optimizer(chunks: list, train: Train, bf16: bool, adam: str):
+    """Megatron's distributed optimizer over the chunks' trainable parameters. adam: torch | te | apex."""
+    _take_adam(adam)
     config = OptimizerConfig(
         optimizer="adam", lr=train.lr, min_lr=train.min_lr, weight_decay=train.weight_decay, adam_beta1=train.beta1,
         adam_beta2=train.beta2, adam_eps=train.eps, clip_grad=train.clip_grad, bf16=bf16, use_distributed_optimizer=True)
@@ -86,6 +97,12 @@ def set_rates(optimizer, lr: float, weight_decay: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_mult", 1.0)
         group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
+
+
+def complete_groups(optimizer) -> None:
+    """After a load: what checkpoints before the fused Adams' time lack in their groups."""
+    for group in optimizer.param_groups:
+        group.setdefault("bias_correction", True)
 
 
 def update(optimizer, clip: float, loss_is_finite: bool) -> tuple[float, bool]:

@@ -74,6 +74,11 @@ class WeightsFolder:
     tokenizer: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def tied(self) -> bool:
+        """Whether its language model answers with its embedding."""
+        return self.sizes.language is not None and self.sizes.language.tie_embeddings
+
     def write(self) -> None:
         """Write weights.json into the folder, durably, with a hash over itself."""
         sizes = {name: dataclasses.asdict(part) for name in self.sizes.components if (part := getattr(self.sizes, name))}
@@ -134,9 +139,14 @@ def refuse_unimported(path: str | os.PathLike) -> None:
 
 
 def differences(sizes: Sizes, model: Model, components: Sequence[str]) -> list[str]:
-    """Where the settings of a model's components differ from those of the weights, both values given."""
+    """Where the settings of a model's components differ from those of the weights, both values given.
+
+    A model may untie its output from its embedding: it begins with a copy.
+    """
     mine, theirs = meanings(model, components), meanings(sizes.model(), components)
-    return [f"model.{key}: {theirs[key]} in the weights vs {mine[key]} here" for key in mine if mine[key] != theirs[key]]
+    untied = {"language.tie_embeddings"} if theirs.get("language.tie_embeddings") else set()
+    return [f"model.{key}: {theirs[key]} in the weights vs {mine[key]} here"
+            for key in mine if mine[key] != theirs[key] and key not in untied]
 
 
 def meanings(model: Model, components: Sequence[str]) -> dict[str, Any]:

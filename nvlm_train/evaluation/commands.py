@@ -5,7 +5,7 @@ Every rank runs these; the main rank prints and writes.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -14,15 +14,13 @@ from rich.table import Table
 
 from data_prep import tiny
 from nvlm_train.config.schema import Run
-from nvlm_train.contracts import Sample, Turn
-from nvlm_train.data.encode import Encoder
 from nvlm_train.engine.agree import on_main
-from nvlm_train.errors import ConfigError, DataError, SampleRefused
+from nvlm_train.errors import ConfigError, DataError
 from nvlm_train.evaluation import predictions
+from nvlm_train.evaluation.kept import keep_scores
 from nvlm_train.evaluation.opening import Model, open_model
 from nvlm_train.evaluation.scores import Score
 from nvlm_train.evaluation.tasks import Answer, ask, read_questions, scores_by_task
-from nvlm_train.training.logs import EVAL
 from nvlm_train.training.report import write_predictions, write_report
 
 
@@ -55,11 +53,8 @@ def _report_scores(model: Model, answers: Sequence[Answer], scores: Mapping[str,
         _print_scores(model, answers, scores)
     if model.run_dir is None:
         return
-    at = {"stage": f"{model.manifest.stage} scores", "step": model.manifest.step, "kind": "score"}
-    with (model.run_dir / EVAL).open("a", encoding="utf-8") as file:
-        for task, score in scores.items():
-            kept = {"accuracy": score.accuracy, "majority": score.majority_accuracy, "questions": score.count}
-            file.write(json.dumps({**at, "task": task, "scores": kept}) + "\n")
+    keep_scores(model, {task: {"accuracy": score.accuracy, "majority": score.majority_accuracy, "questions": score.count}
+                        for task, score in scores.items()})
     write_predictions(model.run_dir / "predictions.jsonl", predictions.rows(answers, model.encoder, options["max_new_tokens"]))
     write_report(model.run_dir)
 
@@ -71,40 +66,3 @@ def _print_scores(model: Model, answers: Sequence[Answer], scores: Mapping[str, 
     Console().print(table)
     if refused := [answer for answer in answers if answer.refused]:
         print(f"{len(refused)} questions could not be put and count as wrong: {refused[0].sample.key}: {refused[0].refused}")
-
-
-def generate_command(runs: Sequence[Run], options: Mapping) -> None:
-    """Answer `options["prompt"]` about the pictures `options["image"]` (files; may be none), and print the answer.
-
-    options: checkpoint, image, prompt, max_new_tokens, json. Pictures stand before the prompt unless it holds as many `<image>`.
-    """
-    images = tuple(Path(path).read_bytes() for path in options["image"])
-    sample = Sample("prompt", "prompt", images, (Turn("user", options["prompt"]), Turn("assistant", "")))
-    model = open_model(runs, options["checkpoint"])
-    if images and model.blind:
-        raise ConfigError(f"image={options['image'][0]}: {model.blind}")
-    encoder = _short_rows(model, sample, options["max_new_tokens"])
-    [answer] = ask(model.engine, encoder, [sample], options["max_new_tokens"])
-    if answer.refused:
-        raise DataError(f"the question cannot be put: {answer.refused}")
-    if model.engine.is_main:
-        asked = {"checkpoint": str(model.checkpoint), "images": options["image"], "prompt": options["prompt"]}
-        facts = {**asked, "answer": answer.text}
-        print(json.dumps(facts, ensure_ascii=False) if options["json"] else answer.text)
-
-
-def _short_rows(model: Model, sample: Sample, new_tokens: int) -> Encoder:
-    """The model's encoder, with rows no longer than this question needs: one row is run for every token of the answer.
-
-    A pipeline's stages exchange rows of a fixed length, so there it stays.
-    """
-    encoder, layout = model.encoder, model.run.layout
-    if layout.pipeline > 1:
-        return encoder
-    try:
-        needed = encoder.encode_prompt(sample, reserve=new_tokens).length + new_tokens
-    except SampleRefused:       # said when it is asked
-        return encoder
-    step = 64 * layout.tensor
-    shorter = replace(encoder.data, pack_tokens=min(encoder.data.pack_tokens, -(-needed // step) * step))
-    return Encoder(encoder.model, shorter, encoder.tokenizer)

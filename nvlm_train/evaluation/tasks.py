@@ -65,11 +65,9 @@ def truths_of(sample: Sample) -> tuple[str, ...]:
     return (sample.turns[-1].text,)
 
 
-def ask(engine: Engine, encoder: Encoder, samples: Sequence[Sample], max_new_tokens: int) -> list[Answer]:
-    """Put every sample's question to the model. The same samples and answers on every rank.
-
-    A question that cannot be encoded (too long, a broken picture) counts as wrong and carries the reason.
-    """
+def written(engine: Engine, encoder: Encoder, samples: Sequence[Sample], max_new_tokens: int) -> list[tuple[str, str | None]]:
+    """(what the model writes, why the question could not be put if it could not) of every sample. The same samples and texts on every
+    rank. A question that cannot be encoded (too long, a broken picture) gets no text and the reason."""
     prompts: list[EncodedSample] = []
     refused: dict[int, str] = {}
     for i, sample in enumerate(samples):
@@ -77,16 +75,19 @@ def ask(engine: Engine, encoder: Encoder, samples: Sequence[Sample], max_new_tok
             prompts.append(encoder.encode_prompt(sample, reserve=max_new_tokens))
         except SampleRefused as error:
             refused[i] = str(error)
-    data = encoder.data
-    written = iter(generate(engine, encoder.tokenizer, prompts, max_new_tokens, data.pack_tokens, data.pack_tiles,
-                            encoder.geometry.tile_size))
+    texts = iter(generate(engine, encoder, prompts, max_new_tokens))
+    return [("", refused[i]) if i in refused else (encoder.tokenizer.decode(next(texts)).rstrip(), None) for i in range(len(samples))]
+
+
+def ask(engine: Engine, encoder: Encoder, samples: Sequence[Sample], max_new_tokens: int) -> list[Answer]:
+    """Put every sample's question to the model and mark what it writes. A question that cannot be put counts as wrong."""
     answers = []
-    for i, sample in enumerate(samples):
-        text = "" if i in refused else encoder.tokenizer.decode(next(written)).strip()
+    for sample, (text, refused) in zip(samples, written(engine, encoder, samples, max_new_tokens), strict=True):
+        text = text.strip()
         truths = truths_of(sample)
         task = str(sample.meta.get("task", sample.source))
-        correct = i not in refused and is_correct(text, truths)
-        answers.append(Answer(sample, task, text, truths, correct, refused.get(i)))
+        correct = refused is None and is_correct(text, truths)
+        answers.append(Answer(sample, task, text, truths, correct, refused))
     return answers
 
 

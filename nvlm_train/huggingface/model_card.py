@@ -131,7 +131,7 @@ _HYPERPARAMETERS = (
     ("tiles of a picture", lambda run: f"up to {run.data.max_tiles}" + (
         " and a thumbnail" if run.data.thumbnail and run.data.max_tiles > 1 else "")),
     ("tile tags", lambda run: run.model.tags.kind),
-    ("layout", lambda run: f"tensor {run.layout.tensor}, pipeline {run.layout.pipeline}, {run.engine}"),
+    ("layout", lambda run: f"tensor {run.layout.tensor}, pipeline {run.layout.pipeline}, {run.engine.name}"),
 )
 
 

@@ -66,6 +66,14 @@ class SampleWork(NamedTuple):
     cached: int = 0
 
 
+class LanguageWork(NamedTuple):
+    """Operations of the language model: attention and its projections, feed-forward, logits."""
+
+    self_attention: int
+    mlp: int
+    output: int
+
+
 # ---------------------------------------------------------------------------------------------------------- parameters
 
 
@@ -131,15 +139,20 @@ def useful_flops(model: Model, trained: Iterable[str], samples: Iterable[SampleW
     forward alone for text, forward and input gradients for samples with visual tokens in the sequence, and where all tiles are
     memory (X) input gradients only above its first cross-attention.
     """
+    found = useful_by_part(model, trained, samples)
+    return Parts(found["vision"], found["connector"], sum(found[part] for part in LanguageWork._fields), found["cross_attention"])
+
+
+def useful_by_part(model: Model, trained: Iterable[str], samples: Iterable[SampleWork]) -> dict[str, int]:
+    """The same with the language model taken apart: vision, connector, self_attention, mlp, output, cross_attention."""
     trained = frozenset(trained)
-    total = Parts()
+    total = dict.fromkeys(("vision", "connector", *LanguageWork._fields, "cross_attention"), 0)
     for sample in samples:
-        total += Parts(
-            _tile_flops(model.vision) * (sample.tiles - sample.cached) * (3 if "vision" in trained else 1),
-            _connector_flops(model, trained) * sample.tiles,
-            _language_flops(model, trained, sample),
-            _cross_flops(model, trained, sample),
-        )
+        total["vision"] += _tile_flops(model.vision) * (sample.tiles - sample.cached) * (3 if "vision" in trained else 1)
+        total["connector"] += _connector_flops(model, trained) * sample.tiles
+        for part, number in _language_flops(model, trained, sample)._asdict().items():
+            total[part] += number
+        total["cross_attention"] += _cross_flops(model, trained, sample)
     return total
 
 
@@ -189,16 +202,18 @@ def _gradient_depth(model: Model, trained: frozenset[str], sample: SampleWork) -
     return 0, 0
 
 
-def _language_flops(model: Model, trained: frozenset[str], sample: SampleWork) -> int:
+def _language_flops(model: Model, trained: frozenset[str], sample: SampleWork) -> LanguageWork:
     """One sample through the decoder, cross-attention apart. Attention has no weights: its backward, two products for each of
     the forward's, is due whenever gradients pass."""
     m, own = model.language, "language" in trained
     attending, feeding = _gradient_depth(model, trained, sample)
     forward = m.layers * (1 + own)              # with the weights' gradients
-    linears = 2 * sample.tokens * (_attention_linears(m) * (forward + attending) + _mlp_linears(m) * (forward + feeding))
-    logits = 2 * m.hidden * m.vocab * sample.supervised * (1 + own + (feeding > 0))
     pairs = sample.tokens * (sample.tokens + 1) // 2
-    return linears + logits + 4 * m.heads * m.head_dim * pairs * (m.layers + 2 * attending)
+    return LanguageWork(
+        self_attention=2 * sample.tokens * _attention_linears(m) * (forward + attending)
+        + 4 * m.heads * m.head_dim * pairs * (m.layers + 2 * attending),
+        mlp=2 * sample.tokens * _mlp_linears(m) * (forward + feeding),
+        output=2 * m.hidden * m.vocab * sample.supervised * (1 + own + (feeding > 0)))
 
 
 def _cross_flops(model: Model, trained: frozenset[str], sample: SampleWork) -> int:

@@ -29,6 +29,7 @@ def packing(cu_seqlens: Tensor, longest: int, edges: list[int]) -> PackedSeqPara
     params = PackedSeqParams(qkv_format="sbhd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
                              max_seqlen_q=longest, max_seqlen_kv=longest)
     params.edges = edges
+    params.reads = params.held = None   # set by those who have them: cross-attention's spans, a KV cache
     return params
 
 
@@ -66,13 +67,13 @@ def _by_mask(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float |
 
 
 class PackedCausalAttention(nn.Module):
-    """Megatron core-attention builder signature; holds no parameters."""
+    """Megatron core-attention builder signature; holds no parameters. kernel: segments | mask | varlen (`kernels.KernelPlan`)."""
 
     def __init__(self, config, layer_number: int, attn_mask_type, attention_type: str, attention_dropout=None,
-                 softmax_scale: float | None = None, **_):
+                 softmax_scale: float | None = None, *, kernel: str, **_):
         super().__init__()
-        self.scale = softmax_scale
-        self.causal = _causal_arguments() if varlen_attn else {}
+        self.layer_number, self.scale, self.kernel = layer_number, softmax_scale, kernel
+        self.causal = _causal_arguments() if kernel == "varlen" else {}
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask=None, *, attn_mask_type=None,
                 attention_bias=None, packed_seq_params: PackedSeqParams) -> Tensor:
@@ -81,9 +82,13 @@ class PackedCausalAttention(nn.Module):
             raise ValueError(f"a micro-batch is one packed row, but {query.shape[1]} sequences came")
         q, k, v = query[:, 0], key[:, 0], value[:, 0]
         packed = packed_seq_params
-        if not q.is_cuda:
+        if packed.held is not None and not packed.held.decoding:
+            packed.held.keep(self.layer_number, k, v, packed.edges)
+        if packed.held is not None and packed.held.decoding:
+            out = packed.held.attend(self.layer_number, q, k, v, self.scale)
+        elif self.kernel == "segments":
             out = _by_segment(q, k, v, packed.edges, self.scale)
-        elif varlen_attn is None or q.dtype == torch.float32:  # flash kernels take half precision only
+        elif self.kernel == "mask":
             out = _by_mask(q, k, v, packed.cu_seqlens_q, self.scale)
         else:
             extra = {} if self.scale is None else {"scale": self.scale}

@@ -16,7 +16,8 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from nvlm_train.config.schema import CrossAttention, Language
-from nvlm_train.model.attention import grouped_varlen, varlen_attn
+from nvlm_train.model.attention import grouped_varlen
+from nvlm_train.model.cache import PlacedPrompts, PlacedTokens
 from nvlm_train.model.norm import RMSNorm
 
 
@@ -74,11 +75,12 @@ def _in_one_call(q: Tensor, k: Tensor, v: Tensor, reads: Reads) -> Tensor:
     return torch.zeros_like(q).index_copy(0, reads.query_at, read)
 
 
-def read_memory(q: Tensor, k: Tensor, v: Tensor, reads: Reads) -> Tensor:
-    """q [T, heads, d], k and v [M, kv_heads, d] -> [T, heads, d]; rows of tokens that read nothing are 0."""
-    if q.is_cuda and varlen_attn is not None and q.dtype != torch.float32:  # flash kernels take half precision only
-        return _in_one_call(q, k, v, reads)
-    return _span_by_span(q, k, v, reads)
+def read_memory(q: Tensor, k: Tensor, v: Tensor, reads: Reads, kernel: str) -> Tensor:
+    """q [T, heads, d], k and v [M, kv_heads, d] -> [T, heads, d]; rows of tokens that read nothing are 0.
+
+    kernel: segments | varlen.
+    """
+    return (_in_one_call if kernel == "varlen" else _span_by_span)(q, k, v, reads)
 
 
 def _gate(config) -> nn.Parameter:
@@ -103,12 +105,13 @@ class HeadNorm(nn.Module):
 class GatedCrossAttention(MegatronModule):
     """[T, 1, H] reads memory [M, 1, H] -> [T, 1, H] times tanh(gate). No positions: the tags say which tile is which.
 
-    Megatron's builder signature; `language` and `cross` come from the layer spec. `reads` is set by `ReadingLayer` before each call.
+    Megatron's builder signature; `language`, `cross` and `kernel` come from the layer spec. `reads` and `held` are set by
+    `ReadingLayer` before each call.
     """
 
-    def __init__(self, config, layer_number: int, language: Language, cross: CrossAttention, **_):
+    def __init__(self, config, layer_number: int, language: Language, cross: CrossAttention, kernel: str, **_):
         super().__init__(config)
-        self.head_dim = language.head_dim
+        self.layer_number, self.head_dim, self.kernel = layer_number, language.head_dim, kernel
         heads, kv_heads = cross.heads or language.heads, cross.kv_heads or language.kv_heads
         common = {"config": config, "init_method": config.init_method, "bias": False, "skip_bias_add": False}
         self.linear_q = ColumnParallelLinear(language.hidden, heads * self.head_dim, gather_output=False, **common)
@@ -117,17 +120,43 @@ class GatedCrossAttention(MegatronModule):
         self.q_norm, self.k_norm = (HeadNorm(config, self.head_dim, language.norm_eps) if cross.qk_norm else None for _ in range(2))
         self.gate = _gate(config)
         self.reads: Reads | None = None
+        self.held: PlacedPrompts | PlacedTokens | None = None
+        self.always_takes_part = False
 
     def forward(self, x: Tensor, attention_mask=None, key_value_states: Tensor | None = None, inference_context=None):
         """x: the normed hidden states; key_value_states: the memory (both a slice under sequence parallelism)."""
-        if not self.reads.spans:   # no pictures in this row: zeros that stay in the graph, for what is recomputed or comes behind
-            return x * 0.0 * torch.tanh(self.gate), None
-        q = self.linear_q(x)[0].unflatten(-1, (-1, self.head_dim))[:, 0]
-        k, v = self.linear_kv(key_value_states)[0].unflatten(-1, (-1, 2, self.head_dim))[:, 0].unbind(2)   # each group's key, then value
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        out = read_memory(q, k, v, self.reads)
+        if self.held is not None and self.held.decoding:
+            out = self.held.attend_memory(self.layer_number, self._queries(x))
+        elif not self.reads.spans:
+            return self._nothing(x, key_value_states), None
+        else:
+            q, (k, v) = self._queries(x), self._keys_and_values(key_value_states)
+            if self.held is not None:
+                self.held.keep_memory(self.layer_number, k, v)
+            out = read_memory(q, k, v, self.reads, self.kernel)
         return self.linear_proj(out.flatten(1)[:, None])[0] * torch.tanh(self.gate), None
+
+    def _queries(self, x: Tensor) -> Tensor:
+        """[T, heads, d] of the sequence."""
+        q = self.linear_q(x)[0].unflatten(-1, (-1, self.head_dim))[:, 0]
+        return q if self.q_norm is None else self.q_norm(q)
+
+    def _keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """[M, kv_heads, d] each of the memory."""
+        k, v = self.linear_kv(memory)[0].unflatten(-1, (-1, 2, self.head_dim))[:, 0].unbind(2)   # each group's key, then value
+        return k if self.k_norm is None else self.k_norm(k), v
+
+    def _nothing(self, x: Tensor, memory: Tensor) -> Tensor:
+        """What a row without pictures reads: zeros that stay in the graph, for what is recomputed or comes behind.
+
+        Where weights must always take part (`Nvlm.use_every_weight`), they do so with no tokens, and get gradients of zeros, in the
+        same order as in a row with pictures: ZeRO-2 puts gradients into its messages as they come, and adds up ranks' place by place.
+        """
+        nothing = x * 0.0
+        if self.always_takes_part:
+            q, (k, v) = self._queries(x[:0]), self._keys_and_values(memory[:0])
+            nothing = nothing + self.linear_proj(q.flatten(1)[:, None])[0].sum() + k.sum() + v.sum()
+        return nothing * torch.tanh(self.gate)
 
 
 class GatedFeedForward(MegatronModule):
@@ -163,5 +192,5 @@ class ReadingLayer(TransformerLayer):
     every forward and every recomputation, from the same carrier as self-attention's."""
 
     def forward(self, *args, packed_seq_params=None, **rest):
-        self.cross_attention.reads = packed_seq_params.reads
+        self.cross_attention.reads, self.cross_attention.held = packed_seq_params.reads, packed_seq_params.held
         return super().forward(*args, packed_seq_params=packed_seq_params, **rest)

@@ -4,6 +4,8 @@ Everything that names Megatron's layer specs is here. Positions are explicit (pa
 positions reach the output layer: logits of the vocabulary are the largest tensor of a step.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -21,9 +23,10 @@ from torch import Tensor
 from nvlm_train.config.layers import cross_layers
 from nvlm_train.config.schema import Layout, Model
 from nvlm_train.config.split import padded_size
+from nvlm_train.kernels import KernelPlan
 from nvlm_train.model.attention import PackedCausalAttention
 from nvlm_train.model.cross_attention import GatedCrossAttention, GatedFeedForward, ReadingLayer
-from nvlm_train.model.norm import RMSNorm
+from nvlm_train.model.norm import ApexRMSNorm, RMSNorm
 from nvlm_train.model.padding import mark
 
 _RECOMPUTE = {
@@ -32,12 +35,23 @@ _RECOMPUTE = {
     "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
 }
 
+# Transformer Engine's recipes by Megatron's names. Hybrid: gradients in E5M2, which has the wider range; mxfp8 scales blocks of
+# 32 and keeps E4M3 for all. Delayed scaling's maxima are shared by a replica's ranks only: these run the same rows, while replicas
+# may differ in their number of rows, and a rank would wait for a reduction that never comes.
+_FP8 = {
+    "none": {},
+    "current": {"fp8": "hybrid", "fp8_recipe": "tensorwise"},
+    "delayed": {"fp8": "hybrid", "fp8_recipe": "delayed", "fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max",
+                "tp_only_amax_red": True},
+    "mxfp8": {"fp8": "e4m3", "fp8_recipe": "mxfp8"},
+}
+
 
 def _leave(tensor: Tensor) -> None:
     """Megatron's initialisation hook; ours runs afterwards, by name (see `init`)."""
 
 
-def language_config(model: Model, layout: Layout, dtype: torch.dtype) -> TransformerConfig:
+def language_config(model: Model, layout: Layout, dtype: torch.dtype, kernels: KernelPlan) -> TransformerConfig:
     """Megatron's configuration of the decoder, from ours."""
     lm = model.language
     return TransformerConfig(
@@ -50,8 +64,9 @@ def language_config(model: Model, layout: Layout, dtype: torch.dtype) -> Transfo
         num_layers_in_first_pipeline_stage=layout.first_stage_layers if layout.pipeline > 1 else None,
         sequence_parallel=layout.sequence and layout.tensor > 1, params_dtype=dtype, pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16, calculate_per_token_loss=True, masked_softmax_fusion=False,
-        gradient_accumulation_fusion=False, bias_activation_fusion=False, bias_dropout_fusion=False,
-        batch_p2p_comm=torch.cuda.is_available(), **_RECOMPUTE[model.recompute])
+        gradient_accumulation_fusion=kernels.wgrad == "apex", apply_rope_fusion=kernels.rope == "te",
+        bias_activation_fusion=False, bias_dropout_fusion=False,
+        batch_p2p_comm=torch.cuda.is_available(), **_RECOMPUTE[model.recompute], **_FP8[kernels.fp8])
 
 
 def encoder_config(model: Model, layout: Layout, dtype: torch.dtype) -> TransformerConfig:
@@ -64,25 +79,30 @@ def encoder_config(model: Model, layout: Layout, dtype: torch.dtype) -> Transfor
         tensor_model_parallel_size=layout.tensor, params_dtype=dtype, bf16=dtype == torch.bfloat16, gradient_accumulation_fusion=False)
 
 
-def _layer_spec(kernels: str):
-    """Megatron's decoder layer with our norm and core attention; with Transformer Engine's linears where chosen."""
-    if kernels == "te":
-        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+def _norm(kernels: KernelPlan) -> type[RMSNorm]:
+    """Of norms that stand alone: Transformer Engine's gain lies in those inside a linear layer."""
+    return ApexRMSNorm if kernels.norm == "apex" else RMSNorm
 
-        spec = get_gpt_layer_with_transformer_engine_spec()
-    else:
-        spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-        spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RMSNorm
-    spec.submodules.self_attention.submodules.core_attention = PackedCausalAttention
+
+def _layer_spec(kernels: KernelPlan):
+    """Megatron's decoder layer, its parts as the plan says."""
+    if kernels.linear == "te":
+        from nvlm_train.model.te_layers import engine_layer_spec
+
+        return engine_layer_spec()
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = _norm(kernels)
+    spec.submodules.self_attention.submodules.core_attention = partial(PackedCausalAttention, kernel=kernels.attention)
     return spec
 
 
-def _reading_spec(kernels: str, model: Model):
+def _reading_spec(kernels: KernelPlan, model: Model):
     """The same layer with gated cross-attention between self-attention and MLP (the paper's Figure 3)."""
     spec, cross = _layer_spec(kernels), model.cross_attention
     spec.module = ReadingLayer
-    spec.submodules.pre_cross_attn_layernorm = RMSNorm
-    spec.submodules.cross_attention = ModuleSpec(GatedCrossAttention, {"language": model.language, "cross": cross})
+    spec.submodules.pre_cross_attn_layernorm = _norm(kernels)
+    spec.submodules.cross_attention = ModuleSpec(
+        GatedCrossAttention, {"language": model.language, "cross": cross, "kernel": kernels.cross_attention})
     spec.submodules.cross_attn_bda = get_bias_dropout_add if not cross.ffn else ModuleSpec(
         GatedFeedForward, {"language": model.language, "width": cross.ffn})
     return spec
@@ -102,7 +122,7 @@ class Decoder(MegatronModule):
     looked up, and their logits are minus infinity.
     """
 
-    def __init__(self, config: TransformerConfig, model: Model, kernels: str, pre_process: bool, post_process: bool,
+    def __init__(self, config: TransformerConfig, model: Model, kernels: KernelPlan, pre_process: bool, post_process: bool,
                  vp_stage: int | None):
         super().__init__(config)
         language = model.language
@@ -114,8 +134,12 @@ class Decoder(MegatronModule):
         first, reading = get_transformer_layer_offset(config, vp_stage=vp_stage), cross_layers(model)
         layers = range(first, first + get_num_layers_to_build(config, vp_stage=vp_stage))
         specs = TransformerBlockSubmodules(
-            [_reading_spec(kernels, model) if number in reading else _layer_spec(kernels) for number in layers], RMSNorm)
+            [_reading_spec(kernels, model) if number in reading else _layer_spec(kernels) for number in layers], _norm(kernels))
         self.decoder = TransformerBlock(config, specs, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage)
+        if kernels.linear == "te":
+            from nvlm_train.model.te_layers import add_weight_gradients_in_the_product
+
+            add_weight_gradients_in_the_product(self.decoder, kernels.wgrad == "te")
         if post_process:
             tied = language.tie_embeddings and pre_process
             self.output_layer = ColumnParallelLinear(
@@ -128,6 +152,8 @@ class Decoder(MegatronModule):
             # The rows arrive already gathered and thinned to the supervised ones: no sequence to gather here.
             self.output_layer.sequence_parallel = False
             self.output_layer.allreduce_dgrad = config.tensor_model_parallel_size > 1
+            if tied:    # a product that adds up its own weight gradient makes data parallelism drop the embedding's
+                self.output_layer.gradient_accumulation_fusion = False
 
     def embed(self, tokens_T: Tensor) -> Tensor:
         """[T] -> [T, 1, H], whole on every tensor-parallel rank."""

@@ -7,6 +7,19 @@ from nvlm_train.errors import ConfigError
 CROSS_ATTENTION = (".cross_attention.", ".pre_cross_attn_layernorm.", ".cross_attn_bda.")
 
 
+# What Transformer Engine calls a norm that it computes inside a linear layer.
+FUSED_NORMS = {"self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+               "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight"}
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name, the same under all kernels: what patterns are matched with."""
+    for fused, plain in FUSED_NORMS.items():
+        if name.endswith(fused):
+            return name.removesuffix(fused) + plain
+    return name
+
+
 def is_cross_attention(name: str) -> bool:
     """Whether a parameter belongs to a gated cross-attention layer, which sits inside the language model."""
     return any(part in name for part in CROSS_ATTENTION)

@@ -23,7 +23,8 @@ class Places:
 
     shown_at: of the n - m tiles in the sequence, the places of all their visual tokens; shown, kept: which tiles these are, and
     which are memory. tile_at, tag_at: places in the memory of visual and of tag tokens.
-    tag_ids: the tags' tokens, embedded by the language model like any text.
+    tag_ids: the tags' tokens, embedded by the language model like any text. edges: on the host, the places where the memory's tiles
+    (each with its tag) begin, and where the last ends.
     """
 
     shown_at: Tensor
@@ -32,8 +33,12 @@ class Places:
     tile_at: Tensor
     tag_at: Tensor
     tag_ids: Tensor
-    memory_tokens: int
+    edges: tuple[int, ...]
     reads: Reads
+
+    @property
+    def memory_tokens(self) -> int:
+        return self.edges[-1]
 
 
 def place(row: PackedBatch, tile_tokens: int, device: torch.device) -> Places:
@@ -57,7 +62,7 @@ def place(row: PackedBatch, tile_tokens: int, device: torch.device) -> Places:
         shown=send((~in_memory).nonzero()[:, 0]), kept=send(in_memory.nonzero()[:, 0]),
         tile_at=send((tile_ends[:, None] - tile_tokens + each).flatten()),
         tag_at=send(torch.cat([torch.zeros(0, dtype=torch.long), *tag_at])), tag_ids=send(tags[tags >= 0]),
-        memory_tokens=edges[-1], reads=plan_reads(spans, device))
+        edges=tuple(edges), reads=plan_reads(spans, device))
 
 
 def splice(hidden_T1H: Tensor, features_ntH: Tensor, at: Tensor) -> Tensor:

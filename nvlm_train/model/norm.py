@@ -22,6 +22,19 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (self.width,), self.weight, self.eps)
 
 
+class ApexRMSNorm(RMSNorm):
+    """The same on apex's kernel (apex.normalization.FusedRMSNorm's function), which computes in fp32 and rounds once."""
+
+    def __init__(self, config, hidden_size: int, eps: float = 1e-6, **_):
+        super().__init__(config, hidden_size, eps)
+        from apex.normalization.fused_layer_norm import fused_rms_norm_affine
+
+        self.kernel = fused_rms_norm_affine
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kernel(x, self.weight, (self.width,), self.eps)
+
+
 class LayerNorm(nn.Module):
     """Layer norm with bias over the last dimension. Megatron's layer-norm builder signature."""
 

@@ -18,14 +18,19 @@ from torch import Tensor
 from nvlm_train.config.layers import cross_layers
 from nvlm_train.config.schema import Layout, Model
 from nvlm_train.contracts import PackedBatch
+from nvlm_train.kernels import KernelPlan
 from nvlm_train.model.attention import packing
+from nvlm_train.model.cache import CacheRow
 from nvlm_train.model.connector import Connector
+from nvlm_train.model.cross_attention import GatedCrossAttention
 from nvlm_train.model.decoder import Decoder, encoder_config, language_config
 from nvlm_train.model.freeze import is_cross_attention
 from nvlm_train.model.fusion import Places, fuse, place
 from nvlm_train.model.loss import token_losses
 from nvlm_train.model.padding import with_real_shapes
 from nvlm_train.model.vision import VisionEncoder
+
+EXTRA_STATE = "._extra_state"     # torch's name for what a module saves beside its tensors
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,16 @@ class DeviceRow:
     labels_K: Tensor
     weights_K: Tensor
 
+    @property
+    def decoding(self) -> bool:
+        """Whether its tokens are one each of sequences that a cache holds: no tiles, no memory, no neighbours."""
+        return self.packed.held is not None and self.packed.held.decoding
 
-def to_device(row: PackedBatch, device: torch.device, tile_tokens: int, at: Tensor | None = None) -> DeviceRow:
-    """Send a row to the device. tile_tokens: visual tokens of a tile. `at` overrides the supervised positions (for logits)."""
+
+def to_device(row: PackedBatch, device: torch.device, tile_tokens: int, at: Tensor | None = None,
+              held: CacheRow | None = None) -> DeviceRow:
+    """Send a row to the device. tile_tokens: visual tokens of a tile. `at` overrides the supervised positions (for logits); held: what
+    a cache keeps of the row (for generation)."""
     at = row.loss_weights_T.nonzero()[:, 0] if at is None else at
     if not len(at):
         at = torch.zeros(1, dtype=torch.long)  # an empty row still takes part; its weight is 0
@@ -56,6 +68,7 @@ def to_device(row: PackedBatch, device: torch.device, tile_tokens: int, at: Tens
     packed = packing(row.cu_seqlens.to(**move), max(b - a for a, b in itertools.pairwise(edges)), edges)
     places = place(row, tile_tokens, device)
     packed.reads = places.reads
+    packed.held = held and held.placed(places.edges, device)
     return DeviceRow(
         tokens_T=row.tokens_T.to(**move), positions_T=row.positions_T.to(**move), packed=packed,
         tiles_nCPP=row.tiles_nCPP.to(**move), features_nLC=None if row.features_nLC is None else row.features_nLC.to(**move),
@@ -76,9 +89,9 @@ class Nvlm(MegatronModule):
     (`config.split.memory_budget`).
     """
 
-    def __init__(self, model: Model, layout: Layout, dtype: torch.dtype, kernels: str, pre_process: bool, post_process: bool,
-                 vp_stage: int | None = None, memory_tokens: int = 0):
-        config = language_config(model, layout, dtype)
+    def __init__(self, model: Model, layout: Layout, dtype: torch.dtype, kernels: KernelPlan, pre_process: bool,
+                 post_process: bool, vp_stage: int | None = None, memory_tokens: int = 0):
+        config = language_config(model, layout, dtype, kernels)
         super().__init__(config)
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.model_type = ModelType.encoder_or_decoder          # these three names are Megatron's schedule's and
@@ -109,6 +122,13 @@ class Nvlm(MegatronModule):
         frozen = not any(name.startswith("language.") and not is_cross_attention(name) for name in trained)
         self.hidden_carries = not (self.architecture == "nvlm_x" and frozen and first <= min(self.cross_layers))
 
+    def use_every_weight(self) -> None:
+        """From now on in every row, also where there is nothing to read: ZeRO gathers and reduces weights as they are used, all ranks
+        together, so that one which left some out would leave the others waiting."""
+        for module in self.modules():
+            if isinstance(module, GatedCrossAttention):
+                module.always_takes_part = True
+
     def see(self, row: DeviceRow) -> Tensor:
         """Tiles, or their cached features -> [n, tokens, H]. A row without tiles sends one blank through the connector and keeps
         nothing of it, so that every trainable parameter gets a gradient on every rank."""
@@ -137,7 +157,9 @@ class Nvlm(MegatronModule):
         """Hidden states and memory of a row, sliced under sequence parallelism."""
         tag_ids = row.places.tag_ids
         tokens = torch.cat((row.tokens_T, tag_ids)) if len(tag_ids) else row.tokens_T
-        hidden, memory = fuse(self.language.embed(tokens), self.see(row), row.places, bool(self.cross_layers))
+        hidden, memory = self.language.embed(tokens), None
+        if not row.decoding:
+            hidden, memory = fuse(hidden, self.see(row), row.places, bool(self.cross_layers))
         if self.slices > 1:
             hidden = scatter_to_sequence_parallel_region(hidden)
             if memory is not None:
@@ -148,7 +170,7 @@ class Nvlm(MegatronModule):
 
     def _later(self, row: DeviceRow) -> tuple[Tensor, Tensor | None]:
         """The same from what the previous stage sent."""
-        if not self.cross_layers:
+        if not self.cross_layers or row.decoding:
             return self._received, None
         tokens = len(row.tokens_T) // self.slices
         memory = -(-row.places.memory_tokens // self.slices)
@@ -161,6 +183,18 @@ class Nvlm(MegatronModule):
         return torch.cat((hidden, memory, memory.new_zeros(spare, *memory.shape[1:])))
 
     def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
-        """Layer numbers are part of the names, so that any pipeline split may load them; padding is known (see `padding`)."""
-        return with_real_shapes(
-            super().sharded_state_dict(prefix, sharded_offsets, {"non_homogeneous_layers": True, **(metadata or {})}))
+        """Layer numbers are part of the names, so that any pipeline split may load them; padding is known (see `padding`).
+
+        What a linear layer adds to its tensors stays behind: from Megatron's it is nothing, from Transformer Engine's a pickle of
+        fp8 scales, which nobody may have to load.
+        """
+        state = super().sharded_state_dict(prefix, sharded_offsets, {"non_homogeneous_layers": True, **(metadata or {})})
+        for name, value in state.items():
+            if name.endswith(EXTRA_STATE):
+                value.data = None
+        return with_real_shapes(state)
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """As torch's; what a file claims to be a linear layer's extra state is not looked at (see `sharded_state_dict`)."""
+        safe = {name: None if name.endswith(EXTRA_STATE) else value for name, value in state_dict.items()}
+        return super().load_state_dict(safe, strict, assign)

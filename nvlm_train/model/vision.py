@@ -47,6 +47,10 @@ class VisionEncoder(MegatronModule):
         self.first_norm, self.final_norm = (NORMS[vision.norm](config, vision.hidden, vision.norm_eps) if wanted else None
                                             for wanted in (vision.first_norm, vision.final_norm))
         self.layers = Layers(VisionLayer(config, vision) for _ in range(vision.layers))
+        self.set_colours(vision)
+
+    def set_colours(self, vision: Vision) -> None:
+        """Mean and spread of the colours that it was trained on, of 0 to 255; float32 whatever the weights are."""
         for name in ("mean", "std"):
             colours = 255 * torch.tensor(getattr(vision, name), dtype=torch.float32, device=torch.cuda.current_device())
             self.register_buffer(name, colours.view(1, 3, 1, 1), persistent=False)

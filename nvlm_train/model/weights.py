@@ -16,6 +16,8 @@ from nvlm_train.model.freeze import is_cross_attention
 from nvlm_train.model.init import place, shards
 from nvlm_train.model.padding import real_shape
 
+EMBEDDING, OUTPUT = "language.embedding.weight", "language.output_layer.weight"
+
 
 def _files(path: str) -> list[Path]:
     where = Path(path).expanduser()
@@ -36,26 +38,29 @@ def load_component(stage, component: str, path: str | None) -> None:
         fill(stage, component, _files(path), path)
 
 
-def fill(stage, component: str, files: Sequence[Path], where: str | Path, cross_attention: bool = False) -> None:
+def fill(stage, component: str, files: Sequence[Path], where: str | Path, cross_attention: bool = False, tied: bool = False) -> None:
     """Fill this rank's part of a component from whole, unpadded tensors in safetensors files, in place.
 
     Of each tensor only this rank's part is read. where: what the files are, for messages. cross_attention: that of a language
-    model too, which otherwise keeps its values. Raises CheckpointError: a missing tensor, a wrong shape, a damaged file.
+    model too, which otherwise keeps its values. tied: the files' language model answers with its embedding; one here that has an
+    output layer of its own gets a copy. Raises CheckpointError: a missing tensor, a wrong shape, a damaged file.
     """
     if not hasattr(stage, component):
         return
     stored = _stored(files)
+    names = {OUTPUT: EMBEDDING} if tied else {}
     for shard in shards(stage.sharded_state_dict()):
         if not shard.key.startswith(component + ".") or (is_cross_attention(shard.key) and not cross_attention):
             continue
-        if shard.key not in stored:
-            near = difflib.get_close_matches(shard.key, stored, n=1)
-            raise CheckpointError(f"{where} lacks {shard.key!r}; it holds {len(stored)} tensors"
+        name = names.get(shard.key, shard.key)
+        if name not in stored:
+            near = difflib.get_close_matches(name, stored, n=1)
+            raise CheckpointError(f"{where} lacks {name!r}; it holds {len(stored)} tensors"
                                   + (f", the nearest name is {near[0]!r}" if near else f" such as {sorted(stored)[:2]}"))
-        part = stored[shard.key].get_slice(shard.key)
+        part = stored[name].get_slice(name)
         if tuple(part.get_shape()) != (wanted := real_shape(shard)):
             found = tuple(part.get_shape())
-            raise CheckpointError(f"{where}: {shard.key} has shape {found} in the file, the model wants {wanted}")
+            raise CheckpointError(f"{where}: {name} has shape {found} in the file, the model wants {wanted}")
         place(shard, part)
 
 

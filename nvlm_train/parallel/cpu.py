@@ -49,14 +49,17 @@ class _NoStream:
         return None
 
 
-def _nothing(*args, **kwargs) -> None:
-    return None
+def _do_nothing(owner, *names: str) -> None:
+    """Each name a function of its own: torch's compiler, which DeepSpeed calls, tells functions of torch apart by identity."""
+    for name in names:
+        setattr(owner, name, lambda *args, **kwargs: None)
 
 
 def _patch_torch_cuda() -> None:
     cuda = torch.cuda
     cuda.current_device = lambda: _CPU
-    cuda.set_device = cuda.synchronize = cuda.empty_cache = cuda.nvtx.range_push = cuda.nvtx.range_pop = _nothing
+    _do_nothing(cuda, "set_device", "synchronize", "empty_cache")
+    _do_nothing(cuda.nvtx, "range_push", "range_pop")
     cuda.current_stream = cuda.stream = cuda.Stream = cuda.Event = _NoStream
     cuda.get_rng_state = cuda.random.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     cuda.set_rng_state = cuda.random.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
@@ -65,8 +68,15 @@ def _patch_torch_cuda() -> None:
 
 
 def _patch_megatron() -> None:
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads, optimizer
     from megatron.core.tensor_parallel import random
 
+    # Where Transformer Engine or apex is installed, Megatron has taken their CUDA kernels for norms and copies of gradients.
+    for module in (clip_grads, optimizer):
+        module.multi_tensor_applier = utils.local_multi_tensor_applier
+        module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
+    clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
 

@@ -19,6 +19,7 @@ from nvlm_train.contracts import PackedBatch
 from nvlm_train.engine.megatron import bare_stages, whole_model_names
 from nvlm_train.engine.optimizer import build_optimizer, data_parallel
 from nvlm_train.geometry import geometry_of
+from nvlm_train.kernels import KernelPlan
 from nvlm_train.model.freeze import set_trainable
 from nvlm_train.model.nvlm import Nvlm, to_device
 from nvlm_train.model.parameters import trained_names
@@ -26,6 +27,8 @@ from nvlm_train.parallel.groups import Groups
 from nvlm_train.planning.live import Live, Saved
 from nvlm_train.planning.meta import META, machine
 from nvlm_train.planning.rows import RowSize, fullest
+
+GPU = KernelPlan("cuda", attention="varlen", cross_attention="varlen")      # torch's fused kernels
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,12 @@ def skeleton(run: Run, rank: int, world: int) -> Iterator[Skeleton]:
     """`rank` of `world`, until the end of the context (see `meta.machine` for what it raises)."""
     with machine(run.layout, rank, world) as groups:
         chunks = data_parallel(frozen_stages(run))
-        yield Skeleton(run, groups, chunks, build_optimizer(chunks, run.train, bf16=True))
+        yield Skeleton(run, groups, chunks, build_optimizer(chunks, run.train, bf16=True, adam=GPU.adam))
 
 
 def frozen_stages(run: Run) -> list[Nvlm]:
     """The (virtual) stages of the rank that `meta.machine` pretends to be, frozen and trained as the run says."""
-    names, stages = trained_names(run.model, tuple(run.train.trainable)), bare_stages(run, torch.bfloat16, "torch")
+    names, stages = trained_names(run.model, tuple(run.train.trainable)), bare_stages(run, torch.bfloat16, GPU)
     for stage in stages:
         set_trainable(whole_model_names(stage), run.train.trainable)
         stage.route_gradients(names)

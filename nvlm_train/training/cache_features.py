@@ -20,6 +20,7 @@ from typing import NamedTuple
 from nvlm_train.config.layers import may_train
 from nvlm_train.config.rules import check_world
 from nvlm_train.config.schema import Connector, Language, Layout, Run
+from nvlm_train.config.schema import Engine as EngineSettings
 from nvlm_train.data.encode import Encoder
 from nvlm_train.data.feature_files import feature_file_name
 from nvlm_train.data.features import FeatureKey, feature_key, has_pictures, is_cached
@@ -78,7 +79,7 @@ def encoder_only(run: Run) -> Run:
     connector = Connector(shuffle=run.model.connector.shuffle, layers=1)
     model = replace(run.model, architecture="nvlm_d", connector=connector, language=language, recompute="none")
     train = replace(run.train, trainable=("connector",), lr_multipliers={})
-    return replace(run, model=model, train=train, layout=Layout(tensor=tensor))
+    return replace(run, model=model, train=train, layout=Layout(tensor=tensor), engine=EngineSettings())
 
 
 def _load_encoder(run: Run, lean: Run, tokenizer: Tokenizer, engine: Engine) -> None:

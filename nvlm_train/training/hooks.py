@@ -45,12 +45,13 @@ class Checkpoints(QuietHook):
     save:   save(step, cursor), on every rank.
     finish: publish a save under way, on every rank; finish(wait=False) only if it is already written.
     before: makes the logs durable, so that no checkpoint is ahead of them (main rank).
+    told:   told(step, seconds) after each save: how long training stood still for it.
     cursor: slots of the order consumed before the first step.
     """
 
     def __init__(self, run: Run, save: Callable[[int, int], None], finish: Callable[[bool], object], before: Callable[[], None],
-                 cursor: int) -> None:
-        self._run, self._save, self._finish, self._before, self._cursor = run, save, finish, before, cursor
+                 cursor: int, told: Callable[[int, float], None] = lambda step, seconds: None) -> None:
+        self._run, self._save, self._finish, self._before, self._cursor, self._told = run, save, finish, before, cursor, told
         self._saved_at = 0
 
     def on_start(self, step: int) -> None:
@@ -68,9 +69,11 @@ class Checkpoints(QuietHook):
         self._finish(True)
 
     def _save_now(self, step: int) -> None:
+        began = time.perf_counter()
         self._before()
         self._save(step, self._cursor)
         self._saved_at = step
+        self._told(step, time.perf_counter() - began)
 
 
 class Validation(QuietHook):

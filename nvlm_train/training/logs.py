@@ -1,7 +1,10 @@
 """The logs of a run: files of one JSON object a line, written by the main rank, read by people, reports and a resuming run.
 
 metrics.jsonl   a row a training step, see `metrics`
-eval.jsonl      a row a validation or score
+eval.jsonl      a row a validation, {"stage", "step", "kind": "validation", "loss", "source_losses", "seconds"}, or a score, {"stage", "step",
+                "kind": "score", "task", "scores"}, with "guard" where the text guard watches (`evaluation.guard.Verdict`)
+examples.jsonl  a row an answered sample: {"stage", "step", "task", "key", "prompt", "answer", "truth", "correct"}; the newest ones with
+                their pictures are in predictions.jsonl
 samples.jsonl   {"stage", "step", "first_slot": n of its first slot, "ids": ["source/key", ...] in slot order,
                 "refused": {"slot n": "reason"}}
 
@@ -15,9 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nvlm_train.errors import TrainingError
-from nvlm_train.training.metrics import StepRecord
+from nvlm_train.training.metrics import Sink, StepRecord
 
-METRICS, SAMPLES, EVAL = "metrics.jsonl", "samples.jsonl", "eval.jsonl"
+METRICS, SAMPLES, EVAL, EXAMPLES = "metrics.jsonl", "samples.jsonl", "eval.jsonl", "examples.jsonl"
+
+EXAMPLE = ("task", "key", "prompt", "answer", "truth", "correct")     # of a row of predictions.jsonl
 
 
 def parse_row(line: bytes) -> dict | None:
@@ -59,11 +64,12 @@ class JsonLines:
         self._file.close()
 
 
-class Logs:
-    """Sink that writes the three logs of a run directory."""
+class Logs(Sink):
+    """Writes the four logs of a run directory."""
 
     def __init__(self, path: Path) -> None:
-        self._metrics, self._samples, self._eval = (JsonLines(path / name) for name in (METRICS, SAMPLES, EVAL))
+        self._all = [JsonLines(path / name) for name in (METRICS, SAMPLES, EVAL, EXAMPLES)]
+        self._metrics, self._samples, self._eval, self._examples = self._all
 
     def step(self, record: StepRecord) -> None:
         self._metrics.append(record.row)
@@ -76,14 +82,21 @@ class Logs:
     def evaluation(self, row: dict) -> None:
         self._eval.append(row)
 
+    def scored(self, row: dict, shown: Sequence[dict]) -> None:
+        self._eval.append(row)
+
+    def examples(self, stage: str, step: int, rows: Sequence[dict]) -> None:
+        for row in rows:
+            self._examples.append({"stage": stage, "step": step, **{name: row[name] for name in EXAMPLE}})
+
     def sync(self) -> None:
         """Make the rows so far survive a power cut; called before each checkpoint, which must not know more than the logs."""
-        for lines in (self._metrics, self._samples, self._eval):
+        for lines in self._all:
             lines.sync()
 
     def close(self) -> None:
         self.sync()
-        for lines in (self._metrics, self._samples, self._eval):
+        for lines in self._all:
             lines.close()
 
 

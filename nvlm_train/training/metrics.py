@@ -10,6 +10,11 @@ A row of metrics.jsonl:
     tiles                           image tiles, those with cached features included
     memory_tokens                   tokens beside the sequences that cross-attention reads, tags included (X, H)
     step_s, data_wait_s             seconds of the whole step, and how much of it the slowest rank waited for data
+    data_wait_share                 the second over the first
+    slowest_rank, slowest_host      the rank that worked longest in the last 20 steps before it waited for the others; null if alone
+    straggler_share                 share of these steps that the median rank would have saved if that one were no slower than itself.
+                                    Ranks of one model replica (tensor, pipeline) and of ZeRO-2 and 3 wait for each other all the time:
+                                    among those the share is a lower bound
     samples_per_s, tokens_per_s, padded_tokens_per_s    over step_s, all devices together
     tflops                          useful TFLOP/s of each device: vit, connector, llm, cross_attention, total (model/accounting)
     mfu                             useful FLOP/s over the dense bf16 datasheet peak; null on CPU
@@ -21,7 +26,7 @@ A row of metrics.jsonl:
 import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +37,7 @@ from nvlm_train.engine.interface import Engine
 from nvlm_train.geometry import geometry_of
 from nvlm_train.model.accounting import Parts, SampleWork, mfu, trained_components, useful_flops
 from nvlm_train.training.loop import StepDone
+from nvlm_train.training.stragglers import Stragglers
 
 
 @dataclass(frozen=True)
@@ -42,14 +48,23 @@ class StepRecord:
     slots: Sequence[Slot]
 
 
-class Sink(Protocol):
-    """A reader of figures. Lives on the main rank alone and never talks to other ranks."""
+class Sink:
+    """A reader of figures; each overrides what it reads. Lives on the main rank alone and never talks to other ranks."""
 
     def step(self, record: StepRecord) -> None:
         """One finished step."""
 
     def evaluation(self, row: dict) -> None:
         """One finished validation: a row of eval.jsonl."""
+
+    def scored(self, row: dict, shown: Sequence[dict]) -> None:
+        """A benchmark's score after a step: a row of eval.jsonl, and some of the answers: rows of predictions.jsonl."""
+
+    def examples(self, stage: str, step: int, rows: Sequence[dict]) -> None:
+        """Samples that were answered after a step: rows of predictions.jsonl."""
+
+    def saved(self, stage: str, step: int, seconds: float) -> None:
+        """A checkpoint, and how long training stood still for it; one that is written while training goes on is not whole yet."""
 
     def close(self) -> None:
         """The last call."""
@@ -64,21 +79,31 @@ class Share(NamedTuple):
     memory_tokens: int = 0
 
 
+class Gathered(NamedTuple):
+    """What a rank sends of the steps that waited: their shares if it reads data, what it worked in each, bytes it held at most."""
+
+    shares: Sequence[Share] | None
+    work_s: Sequence[float]
+    memory: int
+
+
 class Recorder:
     """Hook that gathers each step's slots and work from all replicas and hands the records on.
 
     checks:     called with every record on every rank, so they may raise everywhere alike.
     sinks:      main rank only.
     flush_at:   whether records must be complete after this step (a checkpoint follows).
-    devices, peak: for FLOP/s of each device; peak in FLOP/s, None on a CPU.
+    hosts:      the machine of each rank, in rank order.
+    peak:       FLOP/s of each device, None on a CPU.
 
     Gathering waits for `run.log_every` steps, so that most steps of a large job add no collective.
     """
 
     def __init__(self, run: Run, engine: Engine, sinks: Sequence[Sink], checks: Sequence[Callable[[StepRecord], None]],
-                 flush_at: Callable[[int], bool], devices: int, peak: float | None) -> None:
+                 flush_at: Callable[[int], bool], hosts: Sequence[str], peak: float | None) -> None:
         self._run, self._engine, self._sinks, self._checks = run, engine, sinks, checks
-        self._flush_at, self._devices, self._peak = flush_at, devices, peak
+        self._flush_at, self._devices, self._peak = flush_at, len(hosts), peak
+        self._stragglers = Stragglers(hosts)
         self._tile_tokens = geometry_of(run.model).tokens
         self._trained = trained_components(run.model, run.train)
         self._waiting: list[tuple[StepDone, Share]] = []
@@ -105,11 +130,13 @@ class Recorder:
         if not self._waiting:
             return
         mine = [share for _, share in self._waiting] if self._engine.reads_data else None
-        gathered = self._engine.gather_objects((mine, peak_memory()))
-        replicas = [shares for shares, _ in gathered if shares is not None]
-        memory = max(held for _, held in gathered)
-        for (done, _), *shares in zip(self._waiting, *replicas):
+        gathered = self._engine.gather_objects(Gathered(mine, [done.work_s for done, _ in self._waiting], peak_memory()))
+        replicas = [each.shares for each in gathered if each.shares is not None]
+        memory = max(each.memory for each in gathered)
+        works = zip(*(each.work_s for each in gathered), strict=True)
+        for (done, _), work_s, *shares in zip(self._waiting, works, *replicas, strict=True):
             record = make_record(self._run.stage, done, shares, self._devices, self._peak, memory)
+            record.row.update(self._stragglers.add(work_s, record.row["step_s"]))
             for sink in self._sinks:
                 sink.step(record)
             for check in self._checks:
@@ -171,7 +198,7 @@ def make_record(stage: str, done: StepDone, replicas: Sequence[Share], devices: 
     slots = sorted((slot for share in replicas for slot in share.slots), key=lambda slot: slot.n)
     flops = sum((share.flops for share in replicas), Parts())
     report, seconds = done.report, done.data_wait_s + done.compute_s
-    used = sum(slot.refused is None for slot in slots)
+    used, waited = sum(slot.refused is None for slot in slots), max(share.data_wait_s for share in replicas)
     speed = flops.scaled(1e-12 / (seconds * devices))
     row = {
         "stage": stage, "step": done.step, "loss": report.loss, "grad_norm": report.grad_norm, "lr": done.lr,
@@ -179,7 +206,7 @@ def make_record(stage: str, done: StepDone, replicas: Sequence[Share], devices: 
         "tokens": report.tokens, "padded_tokens": report.padded_tokens, "fill": report.tokens / max(1, report.padded_tokens),
         "imbalance": _imbalance([share.flops.total for share in replicas]), "tiles": report.tiles,
         "memory_tokens": sum(share.memory_tokens for share in replicas), "step_s": seconds,
-        "data_wait_s": max(share.data_wait_s for share in replicas),
+        "data_wait_s": waited, "data_wait_share": min(1.0, waited / seconds),
         "samples_per_s": used / seconds, "tokens_per_s": report.tokens / seconds,
         "padded_tokens_per_s": report.padded_tokens / seconds,
         "tflops": {"vit": speed.vision, "connector": speed.connector, "llm": speed.language,
@@ -188,3 +215,14 @@ def make_record(stage: str, done: StepDone, replicas: Sequence[Share], devices: 
         "source_losses": {source: total / weight for source, (total, weight) in sorted(report.source_losses.items()) if weight},
     }
     return StepRecord(row, slots)
+
+
+def flat(row: dict, prefix: str) -> dict[str, float]:
+    """The numbers of a row under `prefix/`, nested ones as `prefix/tflops/vit`; text and nulls are left out."""
+    found: dict[str, float] = {}
+    for key, value in row.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}/{key}")
+        elif isinstance(value, (int, float)):
+            found[f"{prefix}/{key}"] = float(value) if not isinstance(value, int) or isinstance(value, bool) else value
+    return found

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Self
 
 from nvlm_train.errors import TrainingError
@@ -15,17 +16,37 @@ class Preempted(TrainingError):
     exit_code = 75  # EX_TEMPFAIL: "try again later", which is what a scheduler's requeue does
 
 
+def to_stderr(text: str) -> None:
+    """Straight to the descriptor: print() may be in the middle of a write when the signal arrives."""
+    os.write(2, f"\n{text}\n".encode())
+
+
+class Told:
+    """What tells a person that the run was asked to stop, and remembers that it did, for work that may be broken off."""
+
+    def __init__(self, tell: Callable[[str], None] = to_stderr) -> None:
+        self._tell = tell
+        self.once = False
+
+    def __call__(self, text: str) -> None:
+        self.once = True
+        self._tell(text)
+
+
 class StopSignal:
-    """Context manager that turns SIGTERM (Slurm's warning, `docker stop`) and SIGINT (Ctrl-C) into `requested`.
+    """Context manager that turns SIGUSR1 and SIGTERM (what schedulers send, `docker stop`) and SIGINT (Ctrl-C) into `requested`.
 
     Another Ctrl-C a second or more later interrupts at once, for a person who cannot wait (sooner, it is torchrun passing on the
     first one); another SIGTERM changes nothing, since schedulers repeat it while the checkpoint is being written. Outside the
     main thread, where Python allows no handlers, nothing is caught.
+
+    tell: called in the signal handler with one sentence for the person who waits; it must take no lock.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None] = to_stderr) -> None:
+        self._tell = tell
         self.name: str | None = None
         self._at = 0.0
         self._before: dict = {}
@@ -41,7 +62,8 @@ class StopSignal:
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._on_signal:     # else somebody has decided otherwise meanwhile
+                signal.signal(number, handler)
 
     def _on_signal(self, number: int, _frame) -> None:
         if self.requested:
@@ -49,5 +71,4 @@ class StopSignal:
                 raise KeyboardInterrupt
             return
         self.name, self._at = signal.Signals(number).name, time.monotonic()
-        # Straight to the descriptor: print() may be in the middle of a write when the signal arrives.
-        os.write(2, f"\n{self.name}: finishing this step, then saving and stopping\n".encode())
+        self._tell(f"{self.name}: finishing this step, then saving and stopping")

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvlm_train.config import rules
+from nvlm_train.config.benchmark import Benchmark, load_benchmark
 from nvlm_train.config.request import Request, take_request
 from nvlm_train.config.schema import Run
 from nvlm_train.engine.weights_folder import is_weights_folder
 from nvlm_train.errors import ConfigError
+from nvlm_train.redaction import RedactingFormatter, of_environment, redact_tracebacks
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,14 @@ def runs_and_request(words: list[str]) -> tuple[list[Run], Request]:
     request, overrides = take_request(words)
     if request.checkpoint is None:
         raise ConfigError("no checkpoint given: add checkpoint=FOLDER, a run, a stage, a step, or imported weights")
+    return runs_of(request.checkpoint, overrides), request
+
+
+def runs_of(checkpoint: str, overrides: list[str]) -> list[Run]:
+    """From `recipe=` among the overrides, else from the run directory that `checkpoint` lies in."""
     if any(word.startswith("recipe=") for word in overrides):
-        return compose_runs(overrides), request
-    return from_checkpoint(request.checkpoint, overrides), request
+        return compose_runs(overrides)
+    return from_checkpoint(checkpoint, overrides)
 
 
 def from_checkpoint(checkpoint: str, overrides: list[str]) -> list[Run]:
@@ -68,9 +75,19 @@ def from_checkpoint(checkpoint: str, overrides: list[str]) -> list[Run]:
     raise ConfigError(f"checkpoint={checkpoint}: no config.yaml there or above; name a folder of a run, or add recipe=NAME")
 
 
+def benchmark_named(name: str) -> Benchmark:
+    """The benchmark of recipes/eval/NAME.yaml. Raises ConfigError."""
+    from nvlm_train.config.compose import recipes_dir
+    return load_benchmark(name, recipes_dir() / "eval")
+
+
 def log_to_stderr() -> None:
-    """Our own messages from the first rank, warnings from all. Libraries' chatter stays out unless asked for (-W)."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s" if rank() == 0 else f"[rank {rank()}] %(message)s")
+    """Our own messages from the first rank, warnings from all, without secrets. Libraries' chatter stays out unless asked for (-W)."""
+    secrets = of_environment(os.environ)
+    redact_tracebacks(secrets)
+    lines = logging.StreamHandler()
+    lines.setFormatter(RedactingFormatter("%(message)s" if rank() == 0 else f"[rank {rank()}] %(message)s", secrets))
+    logging.basicConfig(level=logging.WARNING, handlers=[lines])
     if rank() == 0:
         for ours in ("nvlm_train", "data_prep"):
             logging.getLogger(ours).setLevel(logging.INFO)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nvlm_train.config import rules
 from nvlm_train.config.request import Assume, take_plan
 from nvlm_train.config.schema import Run
-from nvlm_train.errors import ConfigError, DataError
+from nvlm_train.errors import ConfigError, DataError, first_line
 from nvlm_train.verbs.base import SETTINGS, Verb, compose_runs
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ def _plan(words: list[str], flags: set[str]) -> int:
     asked, overrides = take_plan(words)
     cluster = Cluster(find_gpu(asked.gpu), asked.nodes, asked.gpus_per_node)
     runs = compose_runs(overrides)
+    if runs[0].engine.name != "megatron":
+        raise ConfigError(f"nvlm plan knows what engine=megatron needs and takes, not engine={runs[0].engine.name}: leave that out")
     verdicts = [_verdict(run, cluster, asked.assume) for run in runs]
     told = {run.stage: as_dict(verdict) for run, verdict in zip(runs, verdicts, strict=True)}
     if "--json" in flags:
@@ -89,7 +91,7 @@ def _samples(run: Run, assume: Assume) -> tuple[Sequence["SampleWork"], list[str
         try:
             return read_samples(run).samples, []
         except (DataError, ConfigError) as error:
-            why = str(error).splitlines()[0]
+            why = first_line(error)
     return assumed_samples(run, assume, _DRAWN), [*([why] if why else []), *sentences(run, assume)]
 
 

@@ -121,9 +121,11 @@ def test_verbs_hand_over_runs_and_options(tmp_path, monkeypatch):
     stages.train_all = lambda runs: got.update(train=runs)
     commands = type(sys)("nvlm_train.evaluation.commands")
     commands.eval_command = lambda runs, options: got.update(eval=(runs, options))
-    commands.generate_command = lambda runs, options: got.update(generate=(runs, options))
+    asking = type(sys)("nvlm_train.evaluation.generate_command")
+    asking.generate_command = lambda runs, options: got.update(generate=(runs, options))
     monkeypatch.setitem(sys.modules, "nvlm_train.training.stages", stages)
     monkeypatch.setitem(sys.modules, "nvlm_train.evaluation.commands", commands)
+    monkeypatch.setitem(sys.modules, "nvlm_train.evaluation.generate_command", asking)
     for name in ("a.png", "b.png"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
@@ -133,7 +135,8 @@ def test_verbs_hand_over_runs_and_options(tmp_path, monkeypatch):
     words = [TINY, "stage=sft", "checkpoint=runs/x", "eval.limit=5"]
     assert cli.main(["eval", "--json", *words]) == 0
     assert got["eval"] == (compose([TINY, "stage=sft"]), {
-        "checkpoint": "runs/x", "image": [], "prompt": None, "data": None, "limit": 5, "max_new_tokens": 64, "json": True})
+        "checkpoint": "runs/x", "image": [], "prompt": None, "data": None, "limit": 5, "max_new_tokens": 64,
+        "out": None, "json": True})
     assert cli.main(["generate", *words, "image=a.png", "image=b.png", "prompt=Which is red, a or b?"]) == 0
     options = got["generate"][1]
     assert (options["image"], options["prompt"], options["json"]) == (["a.png", "b.png"], "Which is red, a or b?", False)

@@ -40,12 +40,13 @@ def imported_at_start(path: Path) -> set[str]:
 
 
 def test_requirements_are_what_the_code_imports():
-    base, demo = names(PROJECT["dependencies"]), names(PROJECT["optional-dependencies"]["demo"])
+    extras = {path: names(PROJECT["optional-dependencies"][extra]) for path, extra in (("data_prep", "demo"), ("nvlm_train/serving", "serve"))}
+    base = names(PROJECT["dependencies"])
     distributions = packages_distributions()
     undeclared = {}
     used = set()
     for path in SOURCES:
-        allowed = base | demo if path.is_relative_to(ROOT / "data_prep") else base
+        allowed = base.union(*(more for folder, more in extras.items() if path.is_relative_to(ROOT / folder)))
         for module in imported_at_start(path):
             known = distributions.get(module, [NOT_NAMED_ALIKE.get(module, module)])
             providers = {name.lower().replace("_", "-") for name in known}
@@ -84,6 +85,9 @@ def test_installed_wheel_finds_its_recipes(tmp_path):
     assert len(shipped) >= 15
     assert {name for name in held if name.startswith("nvlm_train/huggingface/assets/")} == {
         path.relative_to(ROOT).as_posix() for path in EXPORTED.glob("*.py")}
+    assert {"nvlm_train/recipes/cluster/dgx_h100.yaml", "nvlm_train/launching/job.sbatch.j2",
+            "nvlm_train/training/profile/profile.html.j2", "nvlm_train/training/profile/profile.css"} <= set(held)
+    assert {f"nvlm_train/serving/page.{kind}" for kind in ("html", "css", "js")} <= set(held)
     assert "nvlm_train/assets/tiny_tokenizer.json" in held and "data_prep/tiny.py" in held
     assert not [name for name in held if name.startswith(("tests", "recipes", "benchmarks"))]
 
@@ -98,4 +102,6 @@ def test_installed_wheel_finds_its_recipes(tmp_path):
     assert told[1].split() == recipe_names()
     shown = run(sys.executable, site / "bin" / "nvlm", "show-config", "--json", "recipe=nvlm_d_tiny", **outside)
     assert list(json.loads(shown)) == ["pretrain", "sft"]
+    job = run(sys.executable, site / "bin" / "nvlm", "submit", "recipe=nvlm_d_tiny", "cluster=slurm", "--dry-run", **outside)
+    assert job.startswith("#!/usr/bin/env bash\n#SBATCH ")
     assert list(away.iterdir()) == []

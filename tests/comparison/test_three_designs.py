@@ -24,7 +24,7 @@ def compare(folder: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.distributed
-@pytest.mark.slow
+@pytest.mark.full
 def test_three_tiny_designs_to_the_page(tmp_path):
     done = compare(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -34,6 +34,15 @@ def test_yaml_round_trip_of_every_recipe(tmp_path):
     assert len(names) >= 5
 
 
+def test_a_configuration_from_when_the_engine_was_a_word(tmp_path):
+    runs = compose(["recipe=nvlm_d_tiny"])
+    tree = yaml.safe_load(to_yaml(runs))
+    for stage in tree.values():
+        stage["engine"] = "megatron"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert runs_from_file(tmp_path / "config.yaml") == runs
+
+
 @pytest.mark.parametrize(("text", "sentence"), [
     ("a: [1", "not a resolved configuration"),
     ("", "holds no settings"),

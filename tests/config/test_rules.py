@@ -4,6 +4,7 @@ import pytest
 
 from nvlm_train.config import rules
 from nvlm_train.config.compose import compose, recipe_names
+from nvlm_train.config.schema import Engine
 from nvlm_train.errors import ConfigError
 
 TINY = "recipe=nvlm_d_tiny"
@@ -29,7 +30,9 @@ BROKEN = {
     "data.features=always": "data.features: 'always' is none of auto, off, require",
     "model.dtype=fp16": "is none of auto, bf16, fp32",
     "model.recompute=all": "is none of none, selective, full",
-    "model.kernels=cudnn": "is none of auto, torch, te",
+    "model.kernels=cudnn": "is none of auto, torch, te, apex",
+    "model.fp8=e4m3": "model.fp8: 'e4m3' is none of none, current, delayed, mxfp8",
+    "model.fp8=current": "model.fp8=current needs model.kernels=te, it is auto",
     "model.tags.kind=3d": "is none of none, 1d, 2d_grid, 2d_bbox",
     "model.vision.norm=batch": "is none of rms, layer",
     "model.vision.activation=relu": "is none of gelu, quick_gelu, gelu_tanh",
@@ -49,7 +52,10 @@ BROKEN = {
     "model.cross_attention.ffn=-1": "model.cross_attention.ffn=-1 must be at least 0",
     "model.tags.max_tokens=0": "model.tags.max_tokens=0 must be at least 1",
     "train.decay_steps=4": "train.warmup_steps=4 must be less than train.decay_steps=4",
-    "engine=deepspeed": "engine=deepspeed is not in this version; use megatron",
+    "engine=horovod": "engine.name: 'horovod' is none of megatron, deepspeed",
+    "engine={name:deepspeed,zero:4}": "engine.zero: 4 is none of 1, 2, 3",
+    "engine.zero=3": "engine.zero=3 is DeepSpeed's, and engine=megatron: add engine=deepspeed, or leave it out",
+    "engine.offload=optimizer": "engine.offload=optimizer is DeepSpeed's, and engine=megatron",
     "layout.context=2": "layout.context=2 is not in this version; use 1",
     "data.max_tokens=513": "data.max_tokens=513 is more than data.pack_tokens=512",
     "data.max_tokens=16": "data.max_tokens=16 leaves no room for text beside one tile of 16 tokens",
@@ -95,7 +101,28 @@ def test_rules_of_the_layout(overrides, sentence):
     assert sentence in problem
 
 
+@pytest.mark.parametrize(("overrides", "sentence"), [
+    (["model.fp8=current", "model.dtype=fp32"], "fp8 is rounded from bf16; use model.dtype=bf16, or model.fp8=none"),
+    (["model.fp8=delayed", "run.device=cpu"], "only GPUs compute in fp8; use model.fp8=none"),
+    (["model.fp8=mxfp8", "data.pack_tokens=528"],
+     "data.pack_tokens=528 must be a multiple of 32, for model.fp8=mxfp8: use 544 or 512"),
+    (["model.fp8=current", "layout.tensor=2", "layout.sequence=true", "data.pack_tokens=528"],
+     "data.pack_tokens=528 must be a multiple of 16 times layout.tensor=2, over which layout.sequence splits a row"),
+    (["model.fp8=current", "model.language.ffn=200"],
+     "model.language's ffn of 200 is no multiple of 16, which model.fp8=current needs"),
+])
+def test_rules_of_fp8(overrides, sentence):
+    (problem,) = problems("model.kernels=te", *overrides)
+    assert sentence in problem
+
+
+def test_scales_that_no_checkpoint_holds_are_told():
+    (run,) = compose([TINY, "stage=sft", "model.kernels=te", "model.fp8=delayed"])
+    assert any("model.fp8=delayed" in note and "resume" in note for note in rules.notes(run))
+
+
 SOUND = [
+    ["model.kernels=te", "model.fp8=current"], ["model.kernels=te", "model.fp8=mxfp8", "layout.tensor=2"], ["model.kernels=apex"],
     ["layout.tensor=2"], ["layout.tensor=2", "model.language.vocab=1025"], ["layout.pipeline=2"], ["layout.pipeline=4"], ["layout.pipeline=2", "layout.virtual=2"],
     ["layout.pipeline=2", "layout.first_stage_layers=1"],
     ["layout.pipeline=2", "layout.virtual=2", "layout.first_stage_layers=2"], ["layout.tensor=2", "layout.sequence=true"],
@@ -128,9 +155,25 @@ def test_all_rules_report_together_and_shared_problems_once():
 
 
 def test_impossible_sizes_do_not_hide_other_problems_nor_crash():
-    told = problems("model.vision.patch=0", "layout.tensor=0", "engine=deepspeed")
+    told = problems("model.vision.patch=0", "layout.tensor=0", "engine=horovod")
     assert told == ["model.vision.patch=0 must be at least 1", "layout.tensor=0 must be at least 1",
-                    "engine=deepspeed is not in this version; use megatron"]
+                    "engine.name: 'horovod' is none of megatron, deepspeed"]
+
+
+def test_deepspeed_has_no_model_parallelism():
+    told = problems("engine=deepspeed", "layout.tensor=2", "layout.pipeline=2", "model.kernels=te")
+    why = "ZeRO shares the model out over data-parallel ranks only"
+    assert told == [
+        *(f"engine=deepspeed needs layout.{key}=1, it is 2: {why}; set layout.{key}=1, or use engine=megatron"
+          for key in ("tensor", "pipeline")),
+        "engine=deepspeed runs torch's kernels only, and model.kernels=te: use model.kernels=auto, or engine=megatron"]
+
+
+@pytest.mark.parametrize("words", [
+    ["engine=deepspeed", "engine.zero=3"], ["engine.zero=3", "engine=deepspeed"], ["engine.name=deepspeed", "engine.zero=3"],
+    ["engine={name:deepspeed,zero:3}"]], ids=str)
+def test_an_engine_may_be_given_by_its_name(words):
+    assert {run.engine for run in compose([TINY, *words])} == {Engine("deepspeed", zero=3)}
 
 
 def test_stages_of_one_run_share_one_model():

@@ -116,7 +116,7 @@ def test_impossible_settings_are_refused(arguments, capsys):
     assert arguments[-2] in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_command_tells_what_ran_and_what_did_not(work, tmp_path):
     """As a file, from the root, with the peers that are installed here; one that is not is in the table, and in the exit status."""
     told, others = tmp_path / "result.json", ("Energon, usual", "webdataset, fast", "floor")

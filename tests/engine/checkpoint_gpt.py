@@ -52,7 +52,7 @@ class GptEngine(Collectives):
                          pre_process=first, post_process=last)
         self.last = last
         self.model = DistributedDataParallel(config, DistributedDataParallelConfig(use_distributed_optimizer=True), model)
-        self.optimizer = build_optimizer([self.model], Train(lr=1e-2, trainable=("",)), bf16=False)
+        self.optimizer = build_optimizer([self.model], Train(lr=1e-2, trainable=("",)), bf16=False, adam="torch")
 
     def sharded_state(self, loading: bool, optimizer: bool = True) -> dict:
         model = self.model.module.sharded_state_dict()

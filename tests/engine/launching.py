@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -27,7 +28,7 @@ def launch(script: Path, ranks: int, *arguments: object, folder: Path, timeout: 
     name, value = mark.split("=")
     log = folder / f"{script.stem}-{value[:6]}.log"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-addr", "127.0.0.1",
-               "--master-port", str(_free_port()), str(script), *map(str, arguments)]
+               "--master-port", str(free_port()), str(script), *map(str, arguments)]
     environment = {**os.environ, name: value, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
@@ -36,7 +37,7 @@ def launch(script: Path, ranks: int, *arguments: object, folder: Path, timeout: 
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    survivors = _survivors(mark)
+    survivors = survivors_of(mark)
     for pid in survivors:
         os.kill(pid, signal.SIGKILL)
     return Launched(process.returncode, log.read_text(errors="replace"), survivors)
@@ -49,13 +50,19 @@ def measured(script: Path, folder: Path) -> dict:
     return json.loads((folder / "facts.json").read_text())
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port() -> int:
+    """Below those that the system hands out by itself, of which the ranks of other tests take hundreds before this one is used."""
+    while True:
+        port = 20_000 + secrets.randbelow(10_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
-def _survivors(mark: str, patience: float = 3.0) -> list[int]:
+def survivors_of(mark: str, patience: float = 3.0) -> list[int]:
     """Living processes that carry the mark in their environment, after a moment for the dying to go."""
     until = time.monotonic() + patience
     while (alive := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _carries(pid, mark)]) \

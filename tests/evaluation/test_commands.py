@@ -6,11 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_tasks import ENCODER, MODEL, always, picture, question
+from test_tasks import ENCODER, MODEL, always, question
 
 from data_prep.shards import write_shards
 from nvlm_train.config.schema import Data, Run, Source
-from nvlm_train.errors import ConfigError, DataError
+from nvlm_train.errors import ConfigError
 from nvlm_train.evaluation import commands
 from nvlm_train.training.logs import EVAL, read_rows
 
@@ -60,34 +60,6 @@ def test_eval_without_data_says_what_to_do(opened, monkeypatch):
     monkeypatch.setattr(commands, "open_model", lambda runs, checkpoint: nothing)
     with pytest.raises(ConfigError, match="eval.data=FOLDER"):
         commands.eval_command([RUN], OPTIONS)
-
-
-def test_generate_answers_about_pictures(opened, capsys, tmp_path):
-    file = tmp_path / "red.png"
-    file.write_bytes(picture(64, 32))
-    commands.generate_command([opened.run], {**OPTIONS, "image": [str(file)], "prompt": "Is it blue?"})
-    assert capsys.readouterr().out == "no\n"
-    assert len(opened.engine.rows[0].tiles_nCPP) == 3
-    assert "Is it blue?" in ENCODER.tokenizer.decode(opened.engine.rows[0].tokens_T)
-
-
-def test_generate_without_pictures_as_json(opened, capsys):
-    commands.generate_command([opened.run], {**OPTIONS, "prompt": "Calculate 1 + 1.", "json": True})
-    assert json.loads(capsys.readouterr().out) == {
-        "checkpoint": str(opened.checkpoint), "images": [], "prompt": "Calculate 1 + 1.", "answer": "no"}
-
-
-def test_generate_refuses_what_cannot_be_asked(opened, tmp_path):
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"not a picture")
-    with pytest.raises(DataError, match="cannot be put: broken_image"):
-        commands.generate_command([opened.run], {**OPTIONS, "image": [str(broken)], "prompt": "What?"})
-
-
-def test_only_the_main_rank_prints(opened, capsys):
-    opened.engine.is_main = False
-    commands.generate_command([opened.run], {**OPTIONS, "prompt": "Hello?"})
-    assert capsys.readouterr().out == ""
 
 
 def test_run_dir_is_found_from_the_checkpoint(opened, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nvlm_train.config.compose import compose
 from nvlm_train.contracts import StepBatch
-from nvlm_train.engine.megatron import MegatronEngine
+from nvlm_train.training.stages import build_engine
 from tests.model.rows import T, make_row
 
 # Row kinds of a step, dealt to the replicas in halves: one rank all text and one all images, both mixed, and one with nothing at all.
@@ -27,9 +27,10 @@ CASES = {"D": ("nvlm_d", "[connector]", []), "X": ("nvlm_x", NEW, [OPEN]), "X, l
 
 
 def reports(recipe: str, trainable: str, settings: list[str], layout: list[str]) -> list[list[float]]:
+    """[loss, gradient norm] of each of STEPS. layout: further words, of the layout or the engine."""
     architecture = recipe if recipe.startswith("nvlm") else "nvlm_x"
     run = compose([f"recipe={recipe}_tiny", "stage=sft", f"data.pack_tokens={T}", f"train.trainable={trainable}", *settings, *layout])[0]
-    engine = MegatronEngine(run)
+    engine = build_engine(run)
     found = []
     for number, kinds in enumerate(STEPS.values()):
         rows = [make_row(architecture, 10 * number + i, kind) for i, kind in enumerate(kinds)]

@@ -93,6 +93,7 @@ def test_too_many_over_all_ranks_stop_the_run_where_it_would_have_stopped_withou
     assert extra(run_dir, 9)["slots"] == 90
 
 
+@pytest.mark.full
 def test_the_same_samples_are_skipped_after_kills_on_any_ranks(undisturbed, stopped, folder, tmp_path):
     """One rank up to step 3, two up to step 9, then one again."""
     run_dir = shutil.copytree(stopped[0], tmp_path / "run")

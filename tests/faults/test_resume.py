@@ -56,7 +56,7 @@ def test_resume_on_the_same_layout_is_bit_equal(undisturbed, tmp_path):
 
 @pytest.mark.parametrize(("before", "after"), [
     ((2, "layout.tensor=2"), (2, "layout.pipeline=2")),
-    ((1, "layout.tensor=1"), (2, "layout.tensor=1")),       # data parallel 1 -> 2
+    pytest.param((1, "layout.tensor=1"), (2, "layout.tensor=1"), marks=pytest.mark.full),       # data parallel 1 -> 2
 ], ids=["TP2 to PP2", "DP1 to DP2"])
 def test_resume_on_another_layout_keeps_the_curve(undisturbed, tmp_path, before, after):
     run_dir = tmp_path / "run"

@@ -1,6 +1,7 @@
 """What only a GPU can show: the flash path of packed attention, and training in bf16. Run by `make test` where there is one."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,27 @@ def test_flash_attention_of_packed_rows_agrees_with_the_masked_form():
     cu_seqlens = torch.tensor(edges, dtype=torch.int32, device="cuda")
     random = torch.Generator("cuda").manual_seed(0)
     q, k, v = (torch.randn(512, heads, 64, generator=random, device="cuda", dtype=torch.bfloat16) for heads in (8, 2, 2))
-    attention = PackedCausalAttention(None, 1, None, "self")
+    attention = PackedCausalAttention(None, 1, None, "self", kernel="varlen")
     got = attention(q[:, None], k[:, None], v[:, None], packed_seq_params=packing(cu_seqlens, 257, edges)).view(512, 8, 64)
     expected = _by_mask(q.float(), k.float(), v.float(), cu_seqlens, None)
     assert float((got.float() - expected).abs().max()) < 0.03
+
+
+def test_the_stopwatch_takes_the_gpus_time_and_not_the_hosts():
+    """Fifty products are queued at once and computed one after another: most of the time passes after the host has gone on."""
+    from nvlm_train.engine.stopwatch import Stopwatch
+
+    watch, matrix = Stopwatch(torch.device("cuda")), torch.randn(4096, 4096, device="cuda")
+    matrix @ matrix     # loads the library
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    watch.start()
+    for _ in range(50):
+        matrix @ matrix
+    watch.stop()
+    queued = time.perf_counter() - began
+    torch.cuda.synchronize()
+    assert queued < watch.read() <= time.perf_counter() - began
 
 
 CLIP = ("model.vision.first_norm=true", "model.vision.patch_bias=false", "model.vision.layer_scale=false",
@@ -55,3 +73,18 @@ def test_cached_features_change_nothing_on_the_gpu(tmp_path, monkeypatch):
     cached, computed = ([json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
                         for name in ("cached-0", "computed-0"))
     assert len(cached) == 8 and cached == pytest.approx(computed, rel=2e-3)
+
+
+@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3", "zero3 offload"])
+def test_deepspeed_follows_megatron_on_the_gpu(tmp_path, engine):
+    """Both stages in bf16 with fp32 master weights: one step's gradients to bf16's precision, and so the curve."""
+    pytest.importorskip("deepspeed")
+    out = tmp_path / "curves.json"
+    done = launch(PARITY.with_name("engine_ranks.py"), 1, out, "curves", "nvlm_x_tiny", 20, f"megatron,{engine}", folder=tmp_path,
+                  timeout=600)
+    assert done.returncode == 0, done.output[-3000:]
+    curves = json.loads(out.read_text())["curves"]
+    for stage, expected in curves["megatron"]["nvlm_x_tiny"].items():
+        assert len(expected) == 20 and expected[-1][0] < expected[0][0]
+        for (loss, _), (other, _) in zip(expected, curves[engine]["nvlm_x_tiny"][stage], strict=True):
+            assert other == pytest.approx(loss, rel=0.02)

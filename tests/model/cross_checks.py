@@ -144,7 +144,7 @@ def dense_attention() -> dict:
 
     attention.varlen_attn = varlen
     one_call = cross_attention._in_one_call(q, k, v, reads)
-    by_span = read_memory(q, k, v, reads)
+    by_span = read_memory(q, k, v, reads, "segments")
     nothing = by_span[~mask.any(1)]
     return {"by_span": float((by_span - expected).abs().max()), "one_call": float((one_call - expected).abs().max()),
             "nothing_is_zero": bool((nothing == 0).all()) and len(nothing) > 0}

@@ -3,7 +3,16 @@ from dataclasses import replace
 import pytest
 
 from nvlm_train.config.schema import Connector, CrossAttention, Language, Model, Train, Vision
-from nvlm_train.model.accounting import Parts, SampleWork, mfu, parameters, peak_flops, trained_components, useful_flops
+from nvlm_train.model.accounting import (
+    Parts,
+    SampleWork,
+    mfu,
+    parameters,
+    peak_flops,
+    trained_components,
+    useful_by_part,
+    useful_flops,
+)
 
 NVLM_72B = Model()
 YI_34B = Language(layers=60, hidden=7168, heads=56, ffn=20480, vocab=64000, qkv_bias=False)
@@ -130,6 +139,16 @@ def test_a_trained_language_model_costs_three_times_its_forward(model):
     assert forward.cross_attention == 2 * (2 * QUERIES + KEYS + PAIRS)
     found = useful_flops(model, {"connector", "language", "cross_attention"}, [TINY_READS])
     assert (found.language, found.cross_attention) == (3 * forward.language, 3 * forward.cross_attention)
+
+
+def test_the_language_models_parts_by_hand():
+    """Two of four layers above the first cross-attention hand gradients down through attention, three through the feed-forward."""
+    fed = replace(TINY_X, cross_attention=CrossAttention(every=2, ffn=6))
+    trained, text = {"connector", "cross_attention"}, [SampleWork(5, 0, 2)]
+    found = useful_by_part(fed, trained, text * 2)
+    assert (found["self_attention"], found["mlp"], found["output"]) == (
+        2 * (PROJECTIONS * (4 + 2) + CAUSAL * (4 + 2 * 2)), 2 * MLP * (4 + 3), 2 * LOGITS * 2)
+    assert sum(found.values()) == useful_flops(fed, trained, text * 2).total
 
 
 def test_text_reads_nothing_and_pays_only_for_a_feed_forward_of_cross_attentions_own():

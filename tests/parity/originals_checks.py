@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nvlm_train.config.compose import compose
-from nvlm_train.config.schema import Language, Run, Vision
+from nvlm_train.config.schema import Data, Language, Run, Vision
 from nvlm_train.contracts import EncodedSample, PackedBatch, StepBatch
 from nvlm_train.data.packing import pack_row
 from nvlm_train.engine.megatron import MegatronEngine
@@ -129,9 +129,10 @@ def their_loss(model: nn.Module, texts: list[EncodedSample]) -> tuple[float, flo
 
 def greedy(engine: MegatronEngine, original: Original, texts: list[EncodedSample], m: Language) -> dict:
     """NEW tokens of both, and how far the likeliest token led at the least."""
-    tokenizer = SimpleNamespace(vocab_size=m.vocab, pad_id=0, eos_id=-1)
+    encoder = SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=m.vocab, pad_id=0, eos_id=-1),
+                              data=Data(pack_tokens=T, pack_tiles=4), geometry=SimpleNamespace(tile_size=TILE))
     prompts = [replace(text, tokens=text.tokens[:12], loss_weights=text.loss_weights[:12]) for text in texts]
-    ours = generate(engine, tokenizer, prompts, NEW, T, 4, TILE)
+    ours = generate(engine, encoder, prompts, NEW)
     theirs, leads = [], []
     for prompt in prompts:
         tokens = torch.from_numpy(prompt.tokens)[None]

@@ -56,6 +56,11 @@ def test_what_does_not_fit_is_refused_with_the_rank_and_what_would(capsys):
     assert rank_memory(compose(words[:2])[0], 32, 0).total > limit
 
 
+def test_another_engine_is_not_reckoned_with(capsys):
+    _, err = told(capsys, "recipe=nvlm_d_2b", "engine=deepspeed", code=2)
+    assert "knows what engine=megatron needs and takes, not engine=deepspeed" in err
+
+
 def test_where_no_layout_fits_more_nodes_are_named(capsys):
     _, err = told(capsys, "recipe=nvlm_d_34b", "stage=pretrain", "nodes=1", "gpus_per_node=1", code=2)
     assert "No layout of 1 nodes fits; on 2 this does: stages.pretrain.layout.tensor=1" in err

@@ -54,7 +54,7 @@ def test_data_that_ends_early_is_an_error_that_names_both_numbers():
         train(run, FakeEngine(), make_batches(make_run(steps=3)), [])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_finishes_the_step_saves_and_stops(number, capfd):
     run, entries = make_run(steps=9), []
     before = signal.getsignal(number)

@@ -10,12 +10,12 @@ from nvlm_train.contracts import Slot, StepBatch
 from nvlm_train.model.accounting import Parts, SampleWork, useful_flops
 from nvlm_train.training.logs import METRICS, SAMPLES, Logs, read_rows
 from nvlm_train.training.loop import train
-from nvlm_train.training.metrics import Recorder, Share, sample_work
+from nvlm_train.training.metrics import Gathered, Recorder, Share, sample_work
 from nvlm_train.training.schedule import lr_at
 
 
 def record_run(run, engine, sinks, checks=(), flush_at=lambda step: False, devices=1, peak=None, **batches):
-    train(run, engine, make_batches(run, **batches), [Recorder(run, engine, sinks, checks, flush_at, devices, peak)])
+    train(run, engine, make_batches(run, **batches), [Recorder(run, engine, sinks, checks, flush_at, ["here"] * devices, peak)])
 
 
 def test_work_of_a_row_is_counted_per_sample():
@@ -70,7 +70,7 @@ def test_cross_attention_is_counted_apart():
     row = replace(make_row(), tile_starts_n=torch.tensor([-1]), reads_s4=torch.tensor([[1, 6, 0, 1]]),
                   memory_tags_mG=torch.zeros(1, 0, dtype=torch.long))
     batch = StepBatch(1, [row], [Slot(0, "s0", "a")], 2)
-    train(run, FakeEngine(), [batch], [Recorder(run, FakeEngine(), [sink], (), lambda step: False, 1, None)])
+    train(run, FakeEngine(), [batch], [Recorder(run, FakeEngine(), [sink], (), lambda step: False, ["here"], None)])
     work = [SampleWork(6, 1, 2, memory_tokens=4, readers=5, pairs=20), SampleWork(4, 0, 2)]
     found, expected = sink.records[0].row, useful_flops(run.model, {"connector"}, work)
     assert found["tflops"]["cross_attention"] * found["step_s"] * 1e12 == pytest.approx(expected.cross_attention)
@@ -83,7 +83,7 @@ def test_replicas_are_joined_and_model_parallel_ranks_count_once():
     """Three more ranks: one of this replica (which reads nothing), two of another."""
     run, sink = make_run(steps=1), Collector()
     other = Share([Slot(3, "s3", "a"), Slot(2, "s2", "a", "broken_image")], Parts(1e6, 2e6, 3e6), 0.25, memory_tokens=7)
-    engine = FakeEngine(others=lambda value: [(None, 2**60), ([other], 0), (None, 0)] if isinstance(value, tuple) else [])
+    engine = FakeEngine(others=lambda value: [Gathered(None, [0.0], 2**60), Gathered([other], [0.0], 0), Gathered(None, [0.0], 0)])
     record_run(run, engine, [sink], devices=4)
     record = sink.records[0]
     assert [slot.n for slot in record.slots] == [0, 1, 2, 3]
@@ -117,7 +117,7 @@ def test_logs_hold_valid_json_even_of_a_step_that_was_not_finite(tmp_path):
     assert rows[1]["source_losses"] == {"a": None}
     assert set(rows[0]) == {
         "stage", "step", "loss", "grad_norm", "lr", "skipped", "samples", "refused", "tokens", "padded_tokens", "fill", "tiles",
-        "step_s", "data_wait_s", "samples_per_s", "tokens_per_s", "padded_tokens_per_s", "tflops", "mfu", "devices", "peak_memory_gib",
+        "step_s", "data_wait_s", "data_wait_share", "slowest_rank", "slowest_host", "straggler_share", "samples_per_s", "tokens_per_s", "padded_tokens_per_s", "tflops", "mfu", "devices", "peak_memory_gib",
         "memory_tokens", "imbalance", "source_losses"}
     assert read_rows(tmp_path / SAMPLES) == [
         {"stage": "pretrain", "step": 1, "first_slot": 0, "ids": ["a/s0", "a/s1"], "refused": {}},
@@ -128,7 +128,7 @@ def test_logs_hold_valid_json_even_of_a_step_that_was_not_finite(tmp_path):
 def test_checks_see_every_record_on_every_rank():
     run, seen = make_run(steps=3), []
     engine = FakeEngine(is_main=False, reads_data=False,
-                        others=lambda value: [([Share([Slot(0, "s", "a")], Parts(), 0.0)], 0)] if value[0] is None else [])
+                        others=lambda value: [Gathered([Share([Slot(0, "s", "a")], Parts(), 0.0)], [0.0], 0)])
     record_run(run, engine, [], checks=[lambda record: seen.append(record.slots)])
     assert [[slot.key for slot in slots] for slots in seen] == [["s"]] * 3
 

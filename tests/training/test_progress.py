@@ -14,7 +14,7 @@ def shown(run, engine=None, **console):
     out = io.StringIO()
     engine = engine or FakeEngine()
     line = ProgressLine(run, Console(file=out, soft_wrap=True, highlight=False, **console))
-    train(run, engine, make_batches(run), [Recorder(run, engine, [line], [], lambda step: True, 1, None)])
+    train(run, engine, make_batches(run), [Recorder(run, engine, [line], [], lambda step: True, ["here"], None)])
     return out.getvalue()
 
 

@@ -66,7 +66,7 @@ def trained(tmp_path):
     for run in runs:
         engine = FakeEngine(losses=[4.0, float("nan"), 2.0, 1.0])
         logs = Logs(tmp_path)
-        recorder = Recorder(run, engine, [logs], [], lambda step: True, 1, None)
+        recorder = Recorder(run, engine, [logs], [], lambda step: True, ["here"], None)
         train(run, engine, make_batches(run), [recorder, Validation(with_run(run, eval_every=2), engine, [], [logs])])
     return tmp_path
 

@@ -7,7 +7,7 @@ import pytest
 
 from nvlm_train.errors import TrainingError
 from nvlm_train.training.logs import EVAL, METRICS, SAMPLES, JsonLines, finite, read_rows, write_atomically
-from nvlm_train.training.run_dir import claim, cut_after
+from nvlm_train.training.run_dir import claim, cut_after, scores_aside
 
 
 def write_log(path, rows, tail=""):
@@ -125,3 +125,15 @@ def test_a_full_disk_is_named(tmp_path):
 def test_numbers_that_json_lacks_become_null():
     row = {"a": float("nan"), "b": [1.5, float("-inf")], "c": {"d": float("inf"), "e": "text"}, "f": True, "g": 3}
     assert finite(row) == {"a": None, "b": [1.5, None], "c": {"d": None, "e": "text"}, "f": True, "g": 3}
+
+
+def test_scores_of_later_steps_are_put_aside(tmp_path):
+    """Of this stage and of later ones; the backbone's, the newest examples and what is put aside already stay."""
+    for name in ("pretrain-step-00000010", "sft-step-00000002", "sft-step-00000004", "backbone", "shown", ".aside-sft-step-00000009-0"):
+        (tmp_path / "benchmarks" / name).mkdir(parents=True)
+    assert scores_aside(tmp_path, "sft", 2) == 1
+    assert scores_aside(tmp_path, "pretrain", 10) == 1, "finetuning starts anew from other weights"
+    kept = {path.name for path in (tmp_path / "benchmarks").iterdir() if not path.name.startswith(".aside-")}
+    assert kept == {"pretrain-step-00000010", "backbone", "shown"}
+    assert len(list((tmp_path / "benchmarks").glob(".aside-*"))) == 3
+    assert scores_aside(tmp_path / "no run", "sft", 0) == 0

@@ -24,6 +24,7 @@ from nvlm_train.training.audit import audit
 from nvlm_train.training.logs import read_rows
 from nvlm_train.training.preemption import Preempted
 from nvlm_train.training.stages import build_engine, train_all
+from nvlm_train.training.status import read_next
 
 pytestmark = pytest.mark.slow
 
@@ -60,13 +61,15 @@ def ids(run_dir):
 
 
 def test_both_stages_and_then_nothing_left_to_do(tmp_path, said):
-    train(tmp_path, "train.steps=3")
+    train(tmp_path, "train.steps=3", "run.examples_every=2")
     assert [point[:2] for point in curve(tmp_path)] == [(stage, step) for stage in ("pretrain", "sft") for step in (1, 2, 3)]
     assert "pretrain: starts from the backbones" in said.text
     assert f"sft: starts from the weights of {tmp_path}/checkpoints/pretrain/step-00000003, with a fresh optimizer" in said.text
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "checkpoints", "config.yaml", "eval.jsonl", "lock", "lock.owner", "metrics.jsonl", "predictions.jsonl", "report.html",
-        "samples.jsonl", "segments.json"]
+        "checkpoints", "config.yaml", "eval.jsonl", "examples.jsonl", "lock", "metrics.jsonl", "next", "predictions.jsonl",
+        "report.html", "samples.jsonl", "segments.json", "status.json"]
+    answered = [(row["stage"], row["step"]) for row in read_rows(tmp_path / "examples.jsonl")]
+    assert answered == [(stage, step) for stage in ("pretrain", "sft") for step in (2, 3) for _ in range(8)]
     shown = read_rows(tmp_path / "predictions.jsonl")
     assert len(shown) == 8 and any(len(row["tiles"]) > 1 for row in shown) and all(row["truth"] for row in shown)
     assert [(row["stage"], row["step"]) for row in read_rows(tmp_path / "eval.jsonl")] == [("pretrain", 3), ("sft", 3)]
@@ -75,7 +78,7 @@ def test_both_stages_and_then_nothing_left_to_do(tmp_path, said):
     before = (tmp_path / "metrics.jsonl").read_bytes()
     train(tmp_path, "train.steps=3")
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
-    assert "sft: all 3 steps are done" in said.text
+    assert "sft: all 3 steps are done" in said.text and read_next(tmp_path) == "done"
     with pytest.raises(TrainingError, match="already holds a run"):
         train(tmp_path, "train.steps=3", "run.resume=never")
 

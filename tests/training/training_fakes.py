@@ -8,6 +8,7 @@ import torch
 
 from nvlm_train.config.schema import Data, Language, Model, Run, RunSettings, Train, Vision
 from nvlm_train.contracts import PackedBatch, Slot, StepBatch, StepReport
+from nvlm_train.training.metrics import Sink
 
 MODEL = Model(
     vision=Vision(layers=2, hidden=8, heads=2, ffn=16, tile_size=32, patch=8),
@@ -45,6 +46,9 @@ def make_batches(run: Run, start: int = 0, refused: Callable[[int], str | None] 
         yield StepBatch(step + 1, [make_row()], slots, (step + 1) * size)
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass
 class FakeEngine:
     """One rank. `losses` are played back; `during` is called inside each step with its number, counted from 1 in this process."""
@@ -52,13 +56,19 @@ class FakeEngine:
     losses: list[float] = field(default_factory=list)
     during: Callable[[int], None] = lambda step: None
     others: Callable[[object], list] = lambda value: []    # what further ranks would gather
+    rank: int = 0
+    device: torch.device = CPU
     is_main: bool = True
     reads_data: bool = True
     data_rank: int = 0
     data_size: int = 1
     rates: list[float] = field(default_factory=list)
+    work_s: float = 0.0
     gathered: int = 0
     evaluated: int = 0
+
+    def stages(self):
+        return []
 
     def shared(self, batches):
         return batches
@@ -105,17 +115,27 @@ class Diary:
         self.entries.append((self.name, "close"))
 
 
-class Collector:
-    """A sink that keeps what it is given."""
+class Collector(Sink):
+    """Keeps what it is given."""
 
     def __init__(self) -> None:
-        self.records, self.evaluations, self.closed = [], [], False
+        self.records, self.evaluations, self.answered, self.saves, self.closed = [], [], [], [], False
+        self.scores = []
 
     def step(self, record):
         self.records.append(record)
 
     def evaluation(self, row):
         self.evaluations.append(row)
+
+    def scored(self, row, shown):
+        self.scores.append((row, shown))
+
+    def examples(self, stage, step, rows):
+        self.answered.append((stage, step, rows))
+
+    def saved(self, stage, step, seconds):
+        self.saves.append((stage, step))
 
     def close(self):
         self.closed = True

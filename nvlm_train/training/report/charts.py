@@ -18,12 +18,16 @@ COLOURS = 6             # --c1 … --c6 of the stylesheet
 
 @dataclass(frozen=True)
 class Series:
-    """One line. points: (x, y); a y of None is a gap. kind: line | faint (raw values under a smoothed line) | dots."""
+    """One line. points: (x, y); a y of None is a gap. kind: line | faint (raw values under a smoothed line) | dots.
+
+    spread: (low, high) of every point, drawn as a bar through it; only for dots, which are never thinned.
+    """
 
     name: str
     points: Sequence[tuple[float, float | None]]
     colour: int = 1
     kind: str = "line"
+    spread: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,9 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def line_chart(chart: Chart) -> Markup:
     """The chart as SVG, or a sentence in its place when there is nothing to draw."""
-    drawn = [(s, thin(s.points)) for s in chart.series]
+    drawn = [(s, s.points if s.spread else thin(s.points)) for s in chart.series]
     values = [y for _, points in drawn for _, y in points if y is not None]
+    values += [end for s in chart.series for ends in s.spread for end in ends]
     if not values:
         return Markup('<p class="empty">Nothing to draw yet.</p>')
     xs = [x for _, points in drawn for x, _ in points]
@@ -139,7 +144,9 @@ def _line(series: Series, points: list, px: Callable[[float], float], py: Callab
     if series.kind == "dots" or len(known) == 1:
         joined = _path([(px(x), None if y is None else py(y)) for x, y in points])
         dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" style="fill:{colour}"/>' for x, y in known)
-        return f'<path class="line dashed" d="{joined}" style="stroke:{colour}"/><g class="dots">{dots}</g>'
+        bars = "".join(f"M{px(x):.1f} {py(low):.1f}V{py(high):.1f}" for (x, _), (low, high) in zip(points, series.spread, strict=False))
+        spread = f'<path class="line" d="{bars}" style="stroke:{colour};opacity:.55"/>' if bars else ""
+        return f'<path class="line dashed" d="{joined}" style="stroke:{colour}"/>{spread}<g class="dots">{dots}</g>'
     path = _path([(px(x), None if y is None else py(y)) for x, y in points])
     return f'<path class="line {escape(series.kind)}" d="{path}" style="stroke:{colour}"/>'
 

@@ -10,9 +10,10 @@ from nvlm_train.config.dump import runs_from_file, to_yaml
 from nvlm_train.config.schema import Run
 from nvlm_train.errors import ConfigError
 from nvlm_train.model.accounting import parameters
-from nvlm_train.training.logs import EVAL, METRICS, parse_row, read_rows
+from nvlm_train.training.logs import EVAL, METRICS, read_rows
 from nvlm_train.training.progress import duration, human
 from nvlm_train.training.report.charts import Chart, Series, smooth
+from nvlm_train.training.report.scores import Kept, ScoreTable, kept_text, score_charts, score_tables
 
 STAGE_NAMES = {"pretrain": "Pretraining", "sft": "Supervised fine-tuning"}
 PARTS = (("vit", "Vision encoder", 1), ("connector", "Connector", 2), ("llm", "Language model", 3),
@@ -41,14 +42,7 @@ class StageView:
     speed: Chart
     use: Chart
     parts: Sequence[tuple[str, float, int]]
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """Scores of tasks: a column a kind of score, a row a task. Fractions (floats of 0 to 1) are shown as percentages."""
-
-    columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[float]]]
+    scores: Sequence[Chart] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +53,8 @@ class Story:
     figures: Sequence[Figure]
     stages: Sequence[StageView]
     scores: Sequence[ScoreTable]
+    kept: Sequence[Kept]
+    profiles: Sequence[tuple[str, str]]     # (stage, address of the page that says where its time goes)
     config: str
 
 
@@ -68,14 +64,17 @@ def tell(run_dir: Path) -> Story:
     metrics, evaluations = read_rows(run_dir / METRICS), read_rows(run_dir / EVAL)
     validations = [row for row in evaluations if row.get("kind") == "validation"]
     names = list(dict.fromkeys(row["stage"] for row in metrics))
-    stages = [_stage(name, _of(metrics, name), _of(validations, name)) for name in names]
+    stages = [_stage(name, _of(metrics, name), _of(validations, name), score_charts(evaluations, name)) for name in names]
     return Story(
         title=run_dir.resolve().name,
         subtitle=_subtitle(runs),
         written=time.strftime("%d %B %Y, %H:%M"),
         figures=_figures(metrics, validations, names[-1]) if metrics else [],
         stages=stages,
-        scores=_scores(evaluations, run_dir / "summary.json"),
+        scores=score_tables(evaluations, run_dir / "summary.json"),
+        kept=kept_text(evaluations),
+        profiles=[(title, f"profile/{name}/profile.html") for name, title in STAGE_NAMES.items()
+                  if (run_dir / "profile" / name / "profile.html").is_file()],
         config=to_yaml(runs) if runs else "",
     )
 
@@ -140,7 +139,7 @@ def _figures(metrics: Sequence[dict], validations: Sequence[dict], last: str) ->
     return found
 
 
-def _stage(name: str, rows: Sequence[dict], validations: Sequence[dict]) -> StageView:
+def _stage(name: str, rows: Sequence[dict], validations: Sequence[dict], scores: Sequence[Chart]) -> StageView:
     loss = _points(rows, "loss")
     lines = [Series("each step", loss, 1, "faint"), Series("smoothed", smooth(loss), 1)]
     if validations:
@@ -169,6 +168,7 @@ def _stage(name: str, rows: Sequence[dict], validations: Sequence[dict]) -> Stag
             Series("waiting", smooth(_points(rows, _waiting)), 2),
         ], lambda v: f"{v:.0%}", zero=True, top=1.0),
         parts=[(title, work[part], colour) for part, title, colour in PARTS if work[part]],
+        scores=scores,
     )
 
 
@@ -186,23 +186,6 @@ def _source_chart(rows: Sequence[dict]) -> Chart | None:
         points = [(row["step"], row.get("source_losses", {}).get(source)) for row in rows]
         lines.append(Series(source, smooth([point for point in points if point[1] is not None]), colour))
     return Chart("Loss by source, smoothed", lines, _decimals)
-
-
-def _scores(evaluations: Sequence[dict], summary: Path) -> list[ScoreTable]:
-    """Scores of eval.jsonl (the last one of each task) and those of a demo's summary.json; a table for tasks of like scores."""
-    tasks: dict[str, dict[str, float]] = {}
-    for row in evaluations:
-        if isinstance(row.get("scores"), dict):
-            tasks[str(row.get("task", row.get("stage", "")))] = row["scores"]
-    for task, scores in ((parse_row(summary.read_bytes()) or {}) if summary.exists() else {}).items():
-        if isinstance(scores, dict):
-            tasks[task] = scores
-    alike: dict[tuple[str, ...], list] = {}
-    for task, scores in tasks.items():
-        numbers = {name: value for name, value in scores.items() if type(value) in (int, float)}
-        if numbers:
-            alike.setdefault(tuple(numbers), []).append((task, list(numbers.values())))
-    return [ScoreTable(columns, rows) for columns, rows in alike.items()]
 
 
 def _points(rows: Sequence[dict], key: str | Callable[[dict], float | None]) -> list[tuple[float, float | None]]:

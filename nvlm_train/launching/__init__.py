@@ -1,0 +1,1 @@
+"""Runs as Slurm jobs: planned, rendered as batch scripts, submitted. Imports neither torch nor Megatron."""
