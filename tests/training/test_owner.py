@@ -15,10 +15,15 @@ ELSEWHERE = "process 7 on far-node, job 12.0, since 2026-01-01 10:00:00; abc 1"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
+    """A line that changes is seen at once; how long one that does not is watched says each test. No test ends the process it runs in."""
     monkeypatch.setattr(owner, "BEAT_S", 0.2)
-    monkeypatch.setattr(owner, "WATCHED_S", 0.6)
+    monkeypatch.setattr(owner, "WATCHED_S", 60)
+    ended = []
+    monkeypatch.setattr(owner, "_end_process", ended.append)
     for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
+    yield
+    assert ended == []
 
 
 @pytest.fixture
@@ -38,7 +43,8 @@ def test_without_locks_a_living_owner_is_seen_by_its_line(tmp_path, without_lock
     assert "lock.owner alone tells jobs apart" in caplog.text
 
 
-def test_a_line_that_stands_still_is_stale(tmp_path, without_locks):
+def test_a_line_that_stands_still_is_stale(tmp_path, without_locks, monkeypatch):
+    monkeypatch.setattr(owner, "WATCHED_S", 0.6)
     (tmp_path / OWNER).write_text(ELSEWHERE)
     began = time.monotonic()
     claim(tmp_path, "auto").release()

@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import signal
-import threading
-import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import asdict
@@ -16,6 +14,7 @@ import torch
 from nvlm_train.config.compose import compose
 from nvlm_train.engine.checkpoint import load, resolve
 from nvlm_train.engine.manifest import Manifest
+from nvlm_train.engine.megatron import MegatronEngine
 from nvlm_train.errors import CheckpointError, ConfigError, TrainingError
 from nvlm_train.model.accounting import parameters
 from nvlm_train.model.freeze import is_cross_attention
@@ -101,20 +100,24 @@ def test_a_blend_that_is_changed_on_resume_begins_a_segment(tmp_path, said):
         train(tmp_path, *settings, "train.steps=18", "data.blend.text.weight=5", "data.shuffle_window=20")
 
 
-def test_a_preempted_job_goes_on_as_if_nothing_had_happened(tmp_path, said):
+def test_a_preempted_job_goes_on_as_if_nothing_had_happened(tmp_path, said, monkeypatch):
     """Same losses to the last bit, each sample once: SIGTERM in the middle, then the same command again."""
     settings = ("stage=sft", "train.steps=8", "run.save_every=3", "run.async_save=true")
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     train(straight, *settings)
 
-    def stop_after_two_steps():
-        while len(curve(broken)) < 2:
-            time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGTERM)
+    step = MegatronEngine.train_step
 
-    threading.Thread(target=stop_after_two_steps, daemon=True).start()
+    def asked_to_stop(engine, batch, lr):
+        """From the thread that trains, so that no signal can come when nobody catches it any more."""
+        if len(curve(broken)) >= 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(engine, batch, lr)
+
+    monkeypatch.setattr(MegatronEngine, "train_step", asked_to_stop)
     with pytest.raises(Preempted, match=r"stopped by SIGTERM after step \d of 8 \(sft\); everything is saved"):
         train(broken, *settings)
+    monkeypatch.undo()
     stopped_at = len(curve(broken))
     assert 2 <= stopped_at < 8
     with open(broken / "metrics.jsonl", "a") as log:
