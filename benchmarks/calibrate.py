@@ -141,7 +141,7 @@ def predicted(one: Case, on: Fabric) -> float:
     works = [sample_work(row, geometry_of(one.run.model).tokens) for row in one.rows]
     rows = tuple(row_of(samples, one.run.data.pack_tokens) for samples in works)
     world = dist.get_world_size() if dist.is_initialized() else 1
-    replicas = world // (one.run.layout.tensor * one.run.layout.pipeline)
+    replicas = world // (one.run.layout.tensor * one.run.layout.pipeline * one.run.layout.context)
     useful = useful_of(one.run, [sample for samples in works for sample in samples])
     return step_time(one.run, on, Step(rows, 1.0, 0.0), replicas, useful).seconds
 

@@ -83,9 +83,10 @@ def measure(workload: str, work: list[Piece], shapes: Shapes, rounds: int, archi
     flops = useful_flops(run.model, trained_components(run.model, run.train), works).total
     if profile:
         take_apart(engine, run, batch, Path(profile))
+    trained = sum(parameter.numel() for stage in engine.stages() for parameter in stage.parameters() if parameter.requires_grad)
     fill = sum(row.real_tokens for row in rows) / sum(len(row.tokens_T) for row in rows)
     found = facts(took, work, shapes, workload, flops, rows=len(rows), fill=fill, kernels=engine.kernels.line(), first_loss=losses[0],
-                  last_loss=losses[-1])
+                  last_loss=losses[-1], trained=trained)
     engine.close()
     return found
 

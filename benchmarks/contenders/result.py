@@ -46,6 +46,12 @@ def facts(took: list[float], work: list[Piece], shapes: Shapes, workload: str, f
             "tflops": (flops or useful(work, shapes, workload)) / median / 1e12, "peak_gib": peak, **more}
 
 
+def memory_bound(ceiling_gib: float, trained: int) -> float:
+    """GiB that our step is meant to stay below: the hand-written one's peak, fp32 master weights and gradients of what is trained, and a
+    tenth."""
+    return 1.1 * (ceiling_gib + 8 * trained / 2**30)
+
+
 def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
     """What a square product reaches here and now: 8,192 on a GPU, 1,024 on a CPU."""
     side = 8192 if device.type == "cuda" else 1024

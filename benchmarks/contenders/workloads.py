@@ -52,6 +52,9 @@ class Shapes:
 SHAPES = {
     # InternViT-300M and Qwen2-1.5B, its output layer untied.
     "1.5b": Shapes(24, 1024, 16, 4096, 448, 14, 28, 1536, 12, 2, 128, 8960, 151_936, 8192, 1, (256, 96)),
+    # 2/7 of InternViT-300M and Qwen2-7B in depth and vocabulary: layers of the whole size in the whole model's proportions, a step on one
+    # GPU with fp32 masters and without recomputation.
+    "7b": Shapes(7, 1024, 16, 4096, 448, 14, 8, 3584, 28, 4, 128, 18_944, 43_520, 8192, 1, (256, 96)),
     # The same in minutes on a CPU; says whether all of it runs, nothing about speed.
     "tiny": Shapes(2, 32, 2, 64, 32, 4, 2, 64, 4, 2, 16, 96, 1_100, 512, 16, (24, 12)),
 }

@@ -71,12 +71,14 @@ class Assume:
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """The cluster that `nvlm plan` is asked about."""
+    """The cluster that `nvlm plan` is asked about, and files beside it."""
 
     nodes: int = 1
     gpu: str = "h100"
     gpus_per_node: int = 8
     assume: Assume = field(default_factory=Assume)
+    layer_times: str | None = None      # measured by benchmarks/layers.py, taken in place of modelled ones
+    timeline: str | None = None         # where to draw the pipeline, an SVG
 
 
 def take_plan(words: Sequence[str]) -> tuple[PlanRequest, list[str]]:
@@ -89,7 +91,7 @@ def take_plan(words: Sequence[str]) -> tuple[PlanRequest, list[str]]:
         try:
             if equals and key in ("nodes", "gpus_per_node"):
                 tree[key] = read_number(key, value)
-            elif equals and key == "gpu":
+            elif equals and key in ("gpu", "layer_times", "timeline"):
                 tree[key] = value
             elif equals and group == "assume":
                 tree["assume"][name] = value if name not in key_paths(Assume) else _amount(key, value)
@@ -105,6 +107,8 @@ def take_plan(words: Sequence[str]) -> tuple[PlanRequest, list[str]]:
     problems += [f"assume.{name}={share:g} must lie between 0 and 1" for name, share in shares.items() if not 0 <= (share or 0) <= 1]
     problems += [f"assume.{name}={count} must be at least 1" for name, count in
                  (("tiles", request.assume.tiles), ("text_tokens", request.assume.text_tokens)) if (1 if count is None else count) < 1]
+    if request.timeline is not None and not request.timeline.endswith(".svg"):
+        problems.append(f"timeline={request.timeline} must end in .svg: that is what is drawn, for any browser")
     if problems:
         raise ConfigError(problems)
     return request, rest

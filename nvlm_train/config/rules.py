@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
+from nvlm_train.config.context_rules import CONTEXT_RULES
 from nvlm_train.config.cross_rules import CROSS_RULES
 from nvlm_train.config.engine_rules import ENGINE_RULES
 from nvlm_train.config.evaluate_rules import EVALUATE_RULES
 from nvlm_train.config.kernel_rules import KERNEL_RULES
 from nvlm_train.config.layers import may_train
+from nvlm_train.config.moment_rules import MOMENT_RULES
 from nvlm_train.config.profile_rules import PROFILE_RULES
+from nvlm_train.config.recompute import RECOMPUTE_RULES
 from nvlm_train.config.schema import Run, Source
+from nvlm_train.config.split import encoder_tensor
 from nvlm_train.config.typed import suggestion
 from nvlm_train.errors import ConfigError
 from nvlm_train.geometry import TileGeometry, geometry_of, with_thumbnail
@@ -32,13 +36,16 @@ CHOICES = {
     "model.dtype": ("auto", "bf16", "fp32"),
     "model.recompute": ("none", "selective", "full"),
     "model.kernels": ("auto", "torch", "te", "apex"),
+    "model.compile": ("auto", "on", "off"),
     "model.fp8": ("none", "current", "delayed", "mxfp8"),
+    "model.fp8_layers": ("auto", "mlp", "all"),
     "model.vision.family": ("internvit", "clip", "siglip"),
     "model.vision.norm": ("rms", "layer"),
     "model.vision.activation": ("gelu", "quick_gelu", "gelu_tanh"),
     "model.language.family": ("llama", "qwen2"),
     "model.connector.layers": (1, 2),
     "model.tags.kind": ("none", "1d", "2d_grid", "2d_bbox"),
+    "train.optimizer_state": ("fp32", "bf16"),
     "train.schedule": ("cosine", "constant"),
     "data.format": ("pretrain", "chat"),
     "data.template": ("chatml", "llama3"),
@@ -86,7 +93,7 @@ def check(runs: Sequence[Run]) -> None:
 def problems(run: Run) -> list[str]:
     """Everything wrong with one run. Rules that calculate are left out while a size is zero or negative."""
     found = list(amounts(run))
-    rules = [rule for rule in RULES if rule is not amounts] if not found else [choices, not_yet]
+    rules = [rule for rule in RULES if rule is not amounts] if not found else [choices]
     return found + [problem for rule in rules for problem in rule(run)]
 
 
@@ -97,6 +104,10 @@ def notes(run: Run) -> list[str]:
         found.append("layout.sequence has no effect while layout.tensor is 1")
     if run.model.tags.kind == "none" and run.data.max_tiles > 1:
         found.append(f"model.tags.kind=none with data.max_tiles={run.data.max_tiles}: the model is not told which tile is which")
+    context, tokens = run.layout.context, run.data.pack_tokens
+    if context > 1 and run.data.max_tokens <= tokens // context:
+        found.append(f"layout.context={context} shares out rows of data.pack_tokens={tokens}, and no sample is longer than "
+                     f"data.max_tokens={run.data.max_tokens}: rows of {tokens // context} without it learn the same and need no messages")
     if run.run.hang_s >= run.run.timeout_s:
         found.append(f"run.hang_s={run.run.hang_s} is not less than run.timeout_s={run.run.timeout_s}: a collective that hangs times out "
                      "before the rank that holds it up is looked for")
@@ -243,13 +254,22 @@ def tensor_layout(run: Run) -> Iterator[str]:
     for name in ("heads", "kv_heads", "ffn"):
         if (size := getattr(language, name)) % tensor:
             yield f"layout.tensor={tensor} must divide model.language.{name}={size}"
-    if (size := run.model.vision.ffn) % tensor:
-        yield f"layout.tensor={tensor} must divide model.vision.ffn={size}"
+    if (size := run.model.vision.ffn) % encoder_tensor(run.layout):
+        yield (f"layout.tensor={tensor} must divide model.vision.ffn={size}"
+               + ("" if may_train(run.train.trainable, "vision") else "; or set layout.share_tiles=true, which leaves the encoder whole"))
     if (size := run.model.connector.hidden or 0) % tensor:
         yield f"layout.tensor={tensor} must divide model.connector.hidden={size}"
     if run.layout.sequence and tensor > 1 and run.data.pack_tokens % tensor:
         yield (f"layout.sequence splits a row over layout.tensor={tensor} ranks, "
                f"which must divide data.pack_tokens={run.data.pack_tokens}")
+
+
+def shared_tiles(run: Run) -> Iterator[str]:
+    """Ranks that see different tiles would each have a gradient of their own for the whole encoder."""
+    if run.layout.share_tiles and may_train(run.train.trainable, "vision"):
+        yield (f"layout.share_tiles=true needs a frozen vision encoder, and train.trainable={list(run.train.trainable)} trains it: "
+               "use layout.share_tiles=false, which splits the encoder's weights over layout.tensor ranks, or leave vision out of "
+               "train.trainable")
 
 
 def pipeline_layout(run: Run) -> Iterator[str]:
@@ -283,11 +303,6 @@ def _uneven_pipeline(first: int, layers: int, stages: int, virtual: int) -> Iter
     elif first % virtual or (layers - first) // (stages - 1) % virtual:
         yield (f"layout.virtual={virtual} must divide the layers of every stage: {first} on the first, "
                f"{(layers - first) // (stages - 1)} on each other")
-
-
-def not_yet(run: Run) -> Iterator[str]:
-    if run.layout.context > 1:
-        yield f"layout.context={run.layout.context} is not in this version; use 1"
 
 
 def run_directory(run: Run) -> Iterator[str]:
@@ -328,7 +343,7 @@ def setting(run: Run, key: str) -> Any:
 
 
 RULES: tuple[Rule, ...] = (
-    amounts, choices, not_yet, model_shapes, vision_colours, tile_geometry, trained_parts, cached_features, learning_rate, token_budgets,
-    tile_budgets, blend, tensor_layout, pipeline_layout, run_directory, *CROSS_RULES, *ENGINE_RULES, *KERNEL_RULES,
-    *EVALUATE_RULES, *PROFILE_RULES,
+    amounts, choices, model_shapes, vision_colours, tile_geometry, trained_parts, cached_features, learning_rate, token_budgets,
+    tile_budgets, blend, tensor_layout, shared_tiles, pipeline_layout, run_directory, *CONTEXT_RULES, *CROSS_RULES, *ENGINE_RULES,
+    *KERNEL_RULES, *EVALUATE_RULES, *PROFILE_RULES, *RECOMPUTE_RULES, *MOMENT_RULES,
 )

@@ -108,9 +108,12 @@ class Model:
     tokenizer: str = "tiny"     # "tiny" (shipped) or the path of a tokenizer.json
     init_std: float = 0.014     # NVLM's public scripts
     dtype: str = "auto"         # auto: bf16 on GPU, fp32 on CPU | bf16 | fp32
-    recompute: str = "none"     # none | selective (core attention) | full
+    recompute: str = "none"     # what the decoder computes again in the backward pass: none | selective (attention) | full (layers)
+    recompute_parts: tuple[str, ...] = ()   # and single parts: attention, mlp, cross_attention, connector, vision
     kernels: str = "auto"       # auto | torch | te | apex (docs/kernels.md)
-    fp8: str = "none"           # none | current | delayed | mxfp8: recipe of the decoder's linear layers, with kernels=te
+    compile: str = "auto"       # element-wise parts as single kernels, by torch's compiler: auto (on a GPU) | on | off
+    fp8: str = "none"           # none | current | delayed | mxfp8 (the last two: kernels=te): recipe of the decoder's linear layers
+    fp8_layers: str = "auto"    # which of them, by torch: auto (those that gain, config/fp8_layers.py) | mlp | all
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Train:
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
+    optimizer_state: str = "fp32"   # AdamW's two moments: fp32 | bf16 (docs/choices.md); master weights stay fp32
     clip_grad: float = 1.0      # global norm; 0: no clipping
     seed: int = 1234
     trainable: tuple[str, ...] = ("connector",)     # components: vision, connector, language (or patterns of names)
@@ -174,9 +178,11 @@ class Layout:
     tensor: int = 1
     pipeline: int = 1
     virtual: int = 1
-    context: int = 1
+    context: int = 1            # ranks that share a row's tokens
     sequence: bool = False      # sequence parallelism (with tensor > 1)
     first_stage_layers: int | None = None   # decoder layers beside the vision encoder; default: an even split
+    overlap: bool = True        # data-parallel messages beside the last row's backward and the next step's first forward
+    share_tiles: bool = False   # a frozen encoder whole on each tensor-parallel rank, each seeing its share of a row's tiles
 
 
 @dataclass(frozen=True)

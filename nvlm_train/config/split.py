@@ -5,11 +5,18 @@ from nvlm_train.config.layers import cross_layers
 from nvlm_train.config.schema import Layout, Model
 from nvlm_train.geometry import geometry_of
 
+CHUNKS = 2      # that a row is cut into for each context-parallel rank
+
 
 def padded_size(size: int, multiple: int) -> int:
     """The least multiple of `multiple` that is not less than `size`: of a tensor-parallel size the encoder's heads with its dummies, and
     rows of the vocabulary; lengths of rows and caches."""
     return -(-size // multiple) * multiple
+
+
+def encoder_tensor(layout: Layout) -> int:
+    """Ranks that the vision encoder's weights are split over: one where its tiles are shared out instead."""
+    return 1 if layout.share_tiles else layout.tensor
 
 
 def row_multiple(layout: Layout) -> int:

@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Self
@@ -54,14 +54,16 @@ class StepLoader:
     """
 
     def __init__(self, plan: segments.Plan, sources: Sequence[Source], encoder: Encoder, *, global_batch: int, rank: int, size: int,
-                 start: int = 0, end: int | None = None, multiple: int = 1, stall_s: float = STALL_S, cache: ShardCache | None = None):
+                 start: int = 0, end: int | None = None, multiple: int = 1, stall_s: float = STALL_S, cache: ShardCache | None = None,
+                 pinned: bool = False):
         """plan, sources: the blend, in the same order. start: slots already consumed; end: slots after which iteration stops
-        (None: never). multiple: rows per rank are a multiple of it. cache: the one that remote sources were opened with."""
+        (None: never). multiple: rows per rank are a multiple of it. cache: the one that remote sources were opened with. pinned: tiles
+        and features come in page-locked memory, from which a GPU copies them by itself."""
         if not 0 <= rank < size:
             raise ValueError(f"data rank {rank} of {size}")
         self.plan, self._sources, self._encoder = plan, list(sources), encoder
         self._batch, self._rank, self._size, self._multiple = global_batch, rank, size, multiple
-        self._start, self._end, self._stall_s = start, end, stall_s
+        self._start, self._end, self._stall_s, self._pinned = start, end, stall_s, pinned
         self.refused: Counter[str] = Counter()
         self.slots = 0
         self._ahead = Ahead(plan.order, [source.folder for source in self._sources], cache or ShardCache())
@@ -139,7 +141,8 @@ class StepLoader:
             self._planning.rest()
 
     def _build(self, row: Sequence[PlannedSample], worker: Worker) -> tuple[PackedBatch, list[Slot]]:
-        return build_row(row, self._encoder, worker.scratch, worker.note)
+        batch, slots = build_row(row, self._encoder, worker.scratch, worker.note)
+        return (_pinned(batch) if self._pinned else batch), slots
 
     def _wait(self, look: Callable):
         """Call `look` until it finds something, unless one thread has been at one thing for too long."""
@@ -151,6 +154,13 @@ class StepLoader:
                 if seconds > self._stall_s:
                     raise DataError(f"no data: a thread has been {doing} for {seconds:.0f} s. Is the file system that holds the shards "
                                     "answering?") from None
+
+
+def _pinned(row: PackedBatch) -> PackedBatch:
+    """What is large of a row, copied into page-locked memory, by the thread that built it and not by the one that trains."""
+    tiles, features = row.tiles_nCPP, row.features_nLC
+    return replace(row, tiles_nCPP=tiles.pin_memory() if len(tiles) else tiles,
+                   features_nLC=features if features is None else features.pin_memory())
 
 
 def _look_at(row: Future) -> tuple[PackedBatch, list[Slot]]:
@@ -178,18 +188,20 @@ def build_plan(run: Run, sources: Sequence[Source], history: Sequence[Mapping] =
 
 
 def build_loader(run: Run, tokenizer: Tokenizer, rank: int, size: int, start: int = 0, multiple: int = 1,
-                 stall_s: float = STALL_S, history: Sequence[Mapping] = (), features: FeatureKey | None = None) -> StepLoader:
+                 stall_s: float = STALL_S, history: Sequence[Mapping] = (), features: FeatureKey | None = None,
+                 pinned: bool = False) -> StepLoader:
     """The loader of one stage for data rank `rank` of `size`, from slot `start` to the end of the stage.
 
     multiple: rows per rank are a multiple of it (an interleaved pipeline needs that). stall_s: seconds that reading one sample may
     take before the run stops with an error. history: as for `build_plan`. features: of the cache that stands in for
-    pictures. Raises ConfigError, DataError.
+    pictures. pinned: for a run on a GPU. Raises ConfigError, DataError.
     """
     encoder = Encoder(run.model, run.data, tokenizer)
     cache = cache_of(run.data)
     sources = open_sources(run.data.blend, encoder, cache=cache, features=features)
     return StepLoader(build_plan(run, sources, history, start), sources, encoder, global_batch=run.train.global_batch, rank=rank, size=size,
-                      start=start, end=run.train.steps * run.train.global_batch, multiple=multiple, stall_s=stall_s, cache=cache)
+                      start=start, end=run.train.steps * run.train.global_batch, multiple=multiple, stall_s=stall_s, cache=cache,
+                      pinned=pinned)
 
 
 class ValidationRows(Sequence[PackedBatch]):

@@ -52,7 +52,8 @@ class DeepSpeedEngine(Job):
 
     def _build(self) -> None:
         run, settings = self.run, zero_config(self.run, self.dtype, self.device)
-        kernels = choose_kernels(self, run.model, self.device)     # torch's: the rules allow no others with this engine
+        # torch's: the rules allow no others with this engine, whose gradients are in buffers of its own
+        kernels = choose_kernels(self, run.model, self.device, sums_up=False)
         with self._sharing_out(settings):
             model = Nvlm(run.model, run.layout, self.dtype, kernels, True, True, None, self._memory_tokens)
         model.use_every_weight()
@@ -121,21 +122,20 @@ class DeepSpeedEngine(Job):
             reports.append(sums)
             self._watch.stop()      # ZeRO-1 exchanges gradients in the last row's backward, ZeRO-2 and 3 more often
             self._wrapped.backward(self._share(total, weight), scale_wrt_gas=False)
-        by_source = self._reduce_sums(reports)
         set_rates(self._wrapped.basic_optimizer, lr, self.run.train.weight_decay)
         self._wrapped.step()
-        norm = float(self._wrapped.get_global_grad_norm()) if weight else 0.0
-        return self._report(rows, weight, by_source, norm, self._wrapped.was_step_applied())
+        seen = self._seen(rows, weight, reports)
+        norm = float(self._wrapped.get_global_grad_norm()) if seen.weight else 0.0
+        return self._report(seen, norm, self._wrapped.was_step_applied())
 
-    def _share(self, total: Tensor, weight: float) -> Tensor:
+    def _share(self, total: Tensor, weight: Tensor) -> Tensor:
         """A row's part of the step's loss, times the number of ranks, by which DeepSpeed divides.
 
         DeepSpeed leaves out a step whose gradient is not finite, whole and on all ranks. So that it also leaves out one whose loss
         is not, or that has no weight, such a row's gradient is made not finite.
         """
-        if not weight:
-            return total * math.nan
-        return total * torch.where(total.detach().isfinite(), self.data_size / weight, math.nan)
+        share = (self.data_size / weight).float()      # infinite without a weight
+        return total * torch.where(total.detach().isfinite() & share.isfinite(), share, math.nan)
 
     def _forward(self, row: PackedBatch, want: str, at: Tensor | None = None, held: CacheRow | None = None) -> Tensor:
         return self._wrapped(to_device(row, self.device, self._tile_tokens, at, held), want)
@@ -146,7 +146,7 @@ class DeepSpeedEngine(Job):
     def evaluate(self, rows: Iterable[PackedBatch]) -> dict[str, tuple[float, float]]:
         """Source -> (weighted loss sum, weight sum) over all ranks' rows."""
         self._wrapped.eval()
-        return self._by_name(self._reduce_sums([self._sums(row, self._forward(row, "loss"))[1] for row in rows]))
+        return self._by_name(self._reduce_sums([self._sums(row, self._forward(row, "loss"))[1] for row in rows]).tolist())
 
     @torch.no_grad()
     def logits(self, row: PackedBatch, at: Tensor, held: CacheRow | None = None) -> Tensor:

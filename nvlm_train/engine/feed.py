@@ -1,6 +1,6 @@
 """One rank of a model replica reads and decodes; the others are handed what they need.
 
-Tensor and pipeline ranks of a replica train on the same rows. Decoding them on each would cost a node with eight tensor
+Tensor, context and pipeline ranks of a replica train on the same rows. Decoding them on each would cost a node with eight tensor
 ranks eight times the CPU, so the replica's first rank reads, and sends tokens to all and tiles, or their cached features, to the
 first stage only.
 """
@@ -38,7 +38,7 @@ def shared(batches: Iterable[StepBatch] | None, groups: Groups, device: torch.de
             raise TrainingError(f"rank {groups.model_ranks[0]} could not read its data: {problem}")
         if light is None:
             return
-        if groups.pipeline_rank == 0 and groups.tensor_size > 1:
+        if groups.pipeline_rank == 0 and groups.tensor_size * groups.context_size > 1:
             yield _with_tiles(light, batch, groups, device)
         else:
             yield light if batch is None else batch
@@ -59,7 +59,7 @@ def _without_tiles(batch: StepBatch | None) -> StepBatch | None:
 
 
 def _with_tiles(light: StepBatch, batch: StepBatch | None, groups: Groups, device: torch.device) -> StepBatch:
-    """The light batch with its rows' tiles, or their features, from the first stage's tensor-parallel group.
+    """The light batch with its rows' tiles, or their features, which the first stage's ranks send each other.
 
     The rows of a step that have tiles at all have either pixels or features, all of them the same.
     """
@@ -94,7 +94,7 @@ def _sent_features(light: Rows, full: Rows | None, groups: Groups, device: torch
 
 def _sent(own: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype, groups: Groups,
           device: torch.device) -> torch.Tensor:
-    """A tensor of the reading rank on every rank of its tensor-parallel group, as bytes."""
+    """A tensor of the reading rank on every rank of its stage, as bytes."""
     tensor = torch.empty(*shape, dtype=dtype, device=device) if own is None else own.to(device).contiguous()
-    dist.broadcast(tensor.view(torch.uint8), src=groups.model_ranks[0], group=groups.tensor_group)
+    dist.broadcast(tensor.view(torch.uint8), src=groups.model_ranks[0], group=groups.stage_group)
     return tensor

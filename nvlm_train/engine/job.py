@@ -1,6 +1,8 @@
 """What every engine does alike: join the job, sum up what ranks saw of a step, and agree with each other."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -16,7 +18,22 @@ from nvlm_train.geometry import geometry_of
 from nvlm_train.model.init import initialise
 from nvlm_train.model.weights import load_component
 from nvlm_train.parallel import groups as parallel
-from nvlm_train.parallel.device import choose_device, choose_dtype
+from nvlm_train.parallel.device import choose_device, choose_dtype, send
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a step did, over all ranks, on the host. by_source: weighted loss sum and weight sum of each source; the rest as in
+    `contracts.StepReport`."""
+
+    loss: float
+    weight: float
+    grad_norm: float
+    by_source: Sequence[tuple[float, float]]
+    tokens: int
+    padded_tokens: int
+    tiles: int
+    rows: int
 
 
 class Job:
@@ -67,45 +84,52 @@ class Job:
         if not len(at):
             return losses.sum() * 0.0, torch.zeros(len(self._sources), 2, dtype=torch.float64, device=losses.device)
         segment = torch.searchsorted(row.cu_seqlens[1:].long(), at, right=True)
-        source = torch.tensor([self._sources.index(s) for s in row.sources])[segment].to(losses.device)
-        weights = row.loss_weights_T[at].to(losses.device)
+        source = send(torch.tensor([self._sources.index(s) for s in row.sources])[segment], losses.device)
+        weights = send(row.loss_weights_T[at], losses.device)
         weighted = losses * weights
         sums = torch.zeros(len(self._sources), 2, dtype=torch.float64, device=losses.device)
         sums.index_add_(0, source, torch.stack((weighted.detach(), weights), 1).double())
         return weighted.sum(), sums
 
     def _reduce(self, values: torch.Tensor, held: bool) -> torch.Tensor:
-        """Sum over all ranks that hold something; exactly one rank of a replica may hold a value."""
-        total = values.to(self.device) if held else torch.zeros_like(values, device=self.device)
+        """Sum over all ranks that hold something; what a replica knows once, one of its ranks may hold."""
+        total = send(values, self.device) if held else torch.zeros_like(values, device=self.device)
         dist.all_reduce(total)
         return total
 
-    def _global_weight(self, rows: Iterable[PackedBatch]) -> float:
-        local = sum(float(row.loss_weights_T.sum(dtype=torch.float64)) for row in rows)
-        return float(self._reduce(torch.tensor(local, dtype=torch.float64), self.reads_data))
+    def _global_weight(self, rows: Sequence[PackedBatch]) -> torch.Tensor:
+        """float64 [], on the device: the step divides by it, nobody reads it before the end."""
+        local = torch.stack([torch.zeros((), dtype=torch.float64), *(row.loss_weights_T.sum(dtype=torch.float64) for row in rows)])
+        return self._reduce(local.sum(), self.reads_data)
 
-    def _reduce_sums(self, reports: list) -> list[list[float]]:
-        """[sources, 2] loss and weight sums of all replicas, from the rows' reports, which only last stages have."""
+    def _reduce_sums(self, reports: Sequence[torch.Tensor]) -> torch.Tensor:
+        """float64 [sources, 2] loss and weight sums of all replicas, from the rows' reports, which only last stages have."""
         sums = sum(reports) if reports else torch.zeros(len(self._sources), 2, dtype=torch.float64, device=self.device)
-        return self._reduce(sums, self.groups.rank == self.groups.last_stage_rank).tolist()
+        return self._reduce(sums, self.groups.holds_losses)
+
+    def _seen(self, rows: Sequence[PackedBatch], weight: torch.Tensor, reports: Sequence[torch.Tensor],
+              square: torch.Tensor | None = None) -> Seen:
+        """What a step did, over all ranks: the one place of it where the host waits for the device. square: of the gradients' norm,
+        float64 [1], the same on all ranks."""
+        facts = torch.tensor([sum(row.real_tokens for row in rows), sum(len(row.tokens_T) for row in rows),
+                              sum(len(row.tile_starts_n) for row in rows), len(rows)], dtype=torch.float64)
+        square = weight.new_zeros(1) if square is None else square
+        sums, facts = self._reduce_sums(reports), self._reduce(facts, self.reads_data)
+        *sums, weight, square, tokens, padded, tiles, count = torch.cat((sums.flatten(), weight[None], square, facts)).tolist()
+        by_source = list(zip(sums[::2], sums[1::2], strict=True))
+        return Seen(self._loss(by_source, weight), weight, math.sqrt(square), by_source, int(tokens), int(padded), int(tiles), int(count))
 
     @staticmethod
-    def _loss(by_source: list[list[float]], weight: float) -> float:
-        """Weighted mean over the step. by_source: of `_reduce_sums`."""
+    def _loss(by_source: Sequence[tuple[float, float]], weight: float) -> float:
+        """Weighted mean over the step. by_source: loss and weight sum of each source."""
         return sum(loss for loss, _ in by_source) / weight if weight else 0.0
 
-    def _report(self, rows: list[PackedBatch], weight: float, by_source: list[list[float]], norm: float,
-                applied: bool) -> StepReport:
-        """What a step did, over all ranks. by_source: of `_reduce_sums`."""
-        facts = [sum(row.real_tokens for row in rows), sum(len(row.tokens_T) for row in rows),
-                 sum(len(row.tile_starts_n) for row in rows), len(rows)]
-        tokens, padded, tiles, row_count = self._reduce(torch.tensor(facts), self.reads_data).tolist()
+    def _report(self, seen: Seen, norm: float, applied: bool) -> StepReport:
         return StepReport(
-            loss=self._loss(by_source, weight), grad_norm=norm, weight=weight, tokens=tokens,
-            padded_tokens=padded, tiles=tiles, rows=row_count, skipped=not applied,
-            source_losses=self._by_name(by_source))
+            loss=seen.loss, grad_norm=norm, weight=seen.weight, tokens=seen.tokens, padded_tokens=seen.padded_tokens,
+            tiles=seen.tiles, rows=seen.rows, skipped=not applied, source_losses=self._by_name(seen.by_source))
 
-    def _by_name(self, by_source: list[list[float]]) -> dict[str, tuple[float, float]]:
+    def _by_name(self, by_source: Iterable[tuple[float, float]]) -> dict[str, tuple[float, float]]:
         return {name: (s, w) for name, (s, w) in zip(self._sources, by_source) if w}
 
     # -- agreement ----------------------------------------------------------------------------------------------------
@@ -117,8 +141,8 @@ class Job:
         return out
 
     def any_rank(self, flag: bool) -> bool:
-        """True everywhere if true anywhere."""
-        seen = torch.tensor(int(flag), device=self.device)
+        """True everywhere if true anywhere. Between hosts, so that nobody waits for what devices have still to do."""
+        seen = torch.tensor(int(flag))
         dist.all_reduce(seen, op=dist.ReduceOp.MAX)
         return bool(seen)
 

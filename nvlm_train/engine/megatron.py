@@ -1,4 +1,4 @@
-"""The Megatron engine: the model laid out over tensor, pipeline and data parallel ranks, and one optimizer step on it."""
+"""The Megatron engine: the model laid out over tensor, context, pipeline and data parallel ranks, and one optimizer step on it."""
 
 import math
 from collections.abc import Collection, Iterable
@@ -12,14 +12,18 @@ from nvlm_train.config.schema import Run
 from nvlm_train.config.split import memory_budget
 from nvlm_train.contracts import PackedBatch, StepBatch, StepReport
 from nvlm_train.engine.frozen import encoder_fingerprint, see
+from nvlm_train.engine.gradients import squared_norm
 from nvlm_train.engine.job import Job
 from nvlm_train.engine.kernel_choice import choose_kernels
 from nvlm_train.engine.optimizer import build_optimizer, complete_groups, data_parallel, set_rates, update
+from nvlm_train.engine.overlap import hand_out, settle
 from nvlm_train.engine.weights_folder import WeightsFolder
 from nvlm_train.kernels import KernelPlan
 from nvlm_train.model.cache import CacheRow
+from nvlm_train.model.context import Context
 from nvlm_train.model.freeze import plain_name, refuse_unmatched, set_trainable
 from nvlm_train.model.nvlm import Nvlm, to_device
+from nvlm_train.model.sharing import TileShare
 from nvlm_train.model.weights import fill
 from nvlm_train.parallel import groups as parallel
 
@@ -40,7 +44,8 @@ def whole_model_names(stage: Nvlm):
 def bare_stages(run: Run, dtype: torch.dtype, kernels: KernelPlan) -> list[Nvlm]:
     """The (virtual) pipeline stages of this rank, their values still to come."""
     memory = memory_budget(run.model, run.data.pack_tiles, run.layout.tensor)
-    return [Nvlm(run.model, run.layout, dtype, kernels, *parallel.stage_flags(run.layout, vp_stage), vp_stage, memory)
+    share = TileShare(*parallel.alone_and_tensor()) if run.layout.share_tiles else None
+    return [Nvlm(run.model, run.layout, dtype, kernels, *parallel.stage_flags(run.layout, vp_stage), vp_stage, memory, share)
             for vp_stage in (range(run.layout.virtual) if run.layout.virtual > 1 else [None])]
 
 
@@ -50,6 +55,8 @@ class MegatronEngine(Job):
     def __init__(self, run: Run):
         super().__init__(run)
         self._schedule = get_forward_backward_func()
+        groups = self.groups
+        self._context = Context(groups.context_group, groups.context_rank, groups.context_size) if groups.context_size > 1 else None
         self._build()
 
     # -- building ---------------------------------------------------------------------------------------------------
@@ -63,7 +70,8 @@ class MegatronEngine(Job):
         names = self._set_trainable(stages)
         self.config = stages[0].config
         self.config.finalize_model_grads_func = self._finish_gradients
-        self.chunks = data_parallel(stages)
+        self.overlaps = run.layout.overlap and self.data_size > 1
+        self.chunks = data_parallel(stages, self.overlaps)
         for key in ("trainable", "lr_multipliers"):
             refuse_unmatched(getattr(run.train, key), names, f"train.{key}")
         self.optimizer = build_optimizer(self.chunks, run.train, bf16=self.dtype == torch.bfloat16, adam=self.kernels.adam)
@@ -83,6 +91,7 @@ class MegatronEngine(Job):
 
     def close(self) -> None:
         """Give up this layout's groups and memory; the job stays joined, another stage may build its engine."""
+        settle(self.chunks)
         self.chunks, self.optimizer = [], None
         parallel.clear()
         if self.device.type == "cuda":
@@ -91,19 +100,28 @@ class MegatronEngine(Job):
     # -- one step ---------------------------------------------------------------------------------------------------
 
     def _run_schedule(self, rows, loss_func, want: str = "loss", at=None, held: CacheRow | None = None, forward_only=False) -> list:
-        """Megatron's schedule over rows, all of one length; what the last stage's loss_func reported, in row order."""
+        """Megatron's schedule over rows, all of one length; what the last stage's loss_func reported, in row order.
+
+        For losses a context-parallel group shares out each row; what is asked for logits, all its ranks compute whole.
+        """
+        split = self._context if want == "loss" else None
 
         def forward_step(iterator, stage):
             row = next(iterator)
-            return stage(to_device(row, self.device, self._tile_tokens, at, held), want), lambda output, **_: loss_func(row, output)
+            share = split and split.share_of(row)
+            row = share.take(row) if share else row
+            moved = to_device(row, self.device, self._tile_tokens, at, held, share)
+            return stage(moved, want), lambda output, **_: loss_func(row, output)
 
         rows = list(rows)
         iterators = [iter(rows) for _ in self.chunks]
         tokens = len(rows[0].tokens_T) if rows else self.run.data.pack_tokens
         memory = 0 if held is not None and held.decoding else self._memory_tokens
+        ranks = self.groups.context_size        # Megatron divides lengths by it
+        length = tokens // (ranks if split else 1) + memory
         return self._schedule(
             forward_step_func=forward_step, data_iterator=iterators if len(iterators) > 1 else iterators[0], model=self.chunks,
-            num_microbatches=len(rows), seq_length=tokens + memory, micro_batch_size=1, forward_only=forward_only,
+            num_microbatches=len(rows), seq_length=length * ranks, micro_batch_size=1, forward_only=forward_only,
             collect_non_loss_data=want == "logits")
 
     def _finish_gradients(self, models, tokens=None, **extra) -> None:
@@ -121,17 +139,22 @@ class MegatronEngine(Job):
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         one = torch.ones((), dtype=torch.int, device=self.device)  # Megatron's own token count, unused
+        divisor = torch.where(weight > 0, weight, 1).float()
 
         def loss_func(row, losses):
             total, sums = self._sums(row, losses)
-            return total / weight if weight else total, one, sums
+            return total / divisor, one, sums
 
         reports = self._run_schedule(rows, loss_func)
-        by_source = self._reduce_sums(reports)
-        loss = self._loss(by_source, weight)
+        self.optimizer.prepare_grads()
+        seen = self._seen(rows, weight, reports, squared_norm(self.optimizer))     # here the host waits, once a step
         set_rates(self.optimizer, lr, self.run.train.weight_decay)
-        norm, applied = update(self.optimizer, self.run.train.clip_grad, math.isfinite(loss) and weight > 0)
-        return self._report(rows, weight, by_source, norm, applied)
+        settle(self.chunks)
+        applied = update(self.optimizer, self.run.train.clip_grad, seen.grad_norm, math.isfinite(seen.loss) and seen.weight > 0)
+        self._weights_changed(frozen=False)
+        if self.overlaps:
+            hand_out(self.chunks)
+        return self._report(seen, seen.grad_norm, applied)
 
     # -- without gradients ------------------------------------------------------------------------------------------
 
@@ -146,7 +169,7 @@ class MegatronEngine(Job):
             return total, one, sums
 
         reports = self._run_schedule(rows, loss_func, forward_only=True)
-        return self._by_name(self._reduce_sums(reports))
+        return self._by_name(self._reduce_sums(reports).tolist())
 
     @torch.no_grad()
     def logits(self, row: PackedBatch, at: torch.Tensor, held: CacheRow | None = None) -> torch.Tensor:
@@ -179,13 +202,15 @@ class MegatronEngine(Job):
         return encoder_fingerprint(self.stages(), self.device)
 
     def _eval(self) -> None:
+        settle(self.chunks)
         for chunk in self.chunks:
             chunk.eval()
 
     # -- state ------------------------------------------------------------------------------------------------------
 
     def stages(self) -> list[Nvlm]:
-        """This rank's (virtual) pipeline stages, unwrapped."""
+        """This rank's (virtual) pipeline stages, unwrapped, with all their weights."""
+        settle(self.chunks)
         return [chunk.module for chunk in self.chunks]
 
     def sharded_state(self, loading: bool, optimizer: bool = True) -> dict:
@@ -208,6 +233,7 @@ class MegatronEngine(Job):
                 fill(stage, component, weights.files_of([component]), weights.path, "cross_attention" in components,
                      weights.tied)
         self.optimizer.reload_model_params()
+        self._weights_changed(frozen=True)
 
     def load_state(self, state: dict) -> None:
         """Take loaded tensors back; without "optimizer" the optimizer restarts from the loaded weights."""
@@ -219,3 +245,8 @@ class MegatronEngine(Job):
             complete_groups(self.optimizer)
         else:
             self.optimizer.reload_model_params()
+        self._weights_changed(frozen=True)
+
+    def _weights_changed(self, frozen: bool) -> None:
+        for stage in self.stages():
+            stage.language.weights_changed(frozen)

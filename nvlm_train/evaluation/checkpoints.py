@@ -23,7 +23,7 @@ from nvlm_train.evaluation.benchmark.asking import Asker, find_questions, has_sc
 from nvlm_train.evaluation.benchmark.marking import check_scorer
 from nvlm_train.evaluation.benchmark.questions import Questions
 from nvlm_train.evaluation.following import Following
-from nvlm_train.evaluation.guard import ALARM, Backbone, Verdict
+from nvlm_train.evaluation.guard import ALARM, Backbone, Verdict, judged
 from nvlm_train.evaluation.kept import APART, keep_row
 from nvlm_train.evaluation.opening import Empty, open_empty
 from nvlm_train.evaluation.rounds import Place, score
@@ -193,8 +193,7 @@ class Evaluator:
     def _tell(self, row: dict, shown: Sequence[dict], found: Verdict | None) -> None:
         """On the main rank."""
         if found and found.alarm:
-            row = {**row, "guard": {**row["guard"], "raised": True, "text": str(found)}}
-            log.warning("TEXT GUARD, after step %d of %s: %s", row["step"], row["stage"], found)
+            row = judged(row, found, raised=True)
             if self._model.run.guard.stop:
                 place = scores_folder(self._dir, row["stage"], row["step"]) / ALARM
                 write_atomically(place, f"{found}\n".encode())

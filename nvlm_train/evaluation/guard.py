@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from nvlm_train.evaluation.benchmark.results import Answered
 
 BACKBONE = "backbone"
 ALARM = "alarm"     # beside a checkpoint's scores: what `nvlm eval-checkpoints` has to say to the run, if it may stop it
+
+log = logging.getLogger(__name__)
 
 
 class TextRegression(TrainingError):
@@ -47,6 +50,13 @@ class Verdict:
     def __str__(self) -> str:
         return (f"{self.benchmark} fell from {100 * self.backbone:.1f} to {100 * self.score:.1f}: {100 * self.delta:+.1f} points "
                 f"({100 * self.low:+.1f} to {100 * self.high:+.1f}), and guard.margin={100 * self.margin:g} are allowed")
+
+
+def judged(row: dict, found: Verdict, raised: bool) -> dict:
+    """A row of scores with the guard's words beside its figures. raised: an alarm begins with it, and is told."""
+    if raised:
+        log.warning("TEXT GUARD, after step %d of %s: %s", row["step"], row["stage"], found)
+    return {**row, "guard": {**row["guard"], "raised": raised, **({"text": str(found)} if found.alarm else {})}}
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,8 @@ _HYPERPARAMETERS = (
     ("tiles of a picture", lambda run: f"up to {run.data.max_tiles}" + (
         " and a thumbnail" if run.data.thumbnail and run.data.max_tiles > 1 else "")),
     ("tile tags", lambda run: run.model.tags.kind),
-    ("layout", lambda run: f"tensor {run.layout.tensor}, pipeline {run.layout.pipeline}, {run.engine.name}"),
+    ("layout", lambda run: f"tensor {run.layout.tensor}, pipeline {run.layout.pipeline}" + (
+        f", context {run.layout.context}" if run.layout.context > 1 else "") + f", {run.engine.name}"),
 )
 
 

@@ -7,16 +7,26 @@ construction, so that a sample's result cannot depend, not even in rounding, on 
 
 import inspect
 import itertools
+from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor, nn
 
+from nvlm_train.model.elementwise import rotate
+
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # torch < 2.10
     varlen_attn = None
+
+
+@cache
+def _arguments(function: Callable) -> frozenset[str]:
+    """Names of its parameters: varlen_attn's differ from version to version."""
+    return frozenset(inspect.signature(function).parameters)
 
 
 def packing(cu_seqlens: Tensor, longest: int, edges: list[int]) -> PackedSeqParams:
@@ -29,21 +39,24 @@ def packing(cu_seqlens: Tensor, longest: int, edges: list[int]) -> PackedSeqPara
     params = PackedSeqParams(qkv_format="sbhd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
                              max_seqlen_q=longest, max_seqlen_kv=longest)
     params.edges = edges
-    params.reads = params.held = None   # set by those who have them: cross-attention's spans, a KV cache
+    # Set by those who have them: cross-attention's spans, a KV cache, cosines and sines of positions that Megatron did not apply, a
+    # context-parallel rank's share.
+    params.reads = params.held = params.rotary = params.split = None
     return params
 
 
 def _causal_arguments() -> dict:
     """How this torch spells "causal": an argument from 2.12 on, a window before."""
-    names = inspect.signature(varlen_attn).parameters
-    return {"is_causal": True} if "is_causal" in names else {"window_size": (-1, 0)}
+    return {"is_causal": True} if "is_causal" in _arguments(varlen_attn) else {"window_size": (-1, 0)}
 
 
 def grouped_varlen(q: Tensor, k: Tensor, v: Tensor, cu_queries: Tensor, cu_keys: Tensor, longest_query: int, longest_key: int,
                    **extra) -> Tensor:
-    """torch's varlen_attn for q [T, heads, d], k and v [M, kv_heads, d]; it has no grouped-query form of its own."""
+    """torch's varlen_attn for q [T, heads, d], k and v [M, kv_heads, d]; a torch without its grouped-query form gets copies."""
     repeats = q.shape[1] // k.shape[1]
-    if repeats > 1:
+    if repeats > 1 and "enable_gqa" in _arguments(varlen_attn):
+        extra["enable_gqa"] = True
+    elif repeats > 1:
         k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
     return varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), cu_queries, cu_keys, longest_query, longest_key, **extra)
 
@@ -82,10 +95,14 @@ class PackedCausalAttention(nn.Module):
             raise ValueError(f"a micro-batch is one packed row, but {query.shape[1]} sequences came")
         q, k, v = query[:, 0], key[:, 0], value[:, 0]
         packed = packed_seq_params
+        if packed.rotary is not None:
+            q, k = rotate(q, *packed.rotary), rotate(k, *packed.rotary)
         if packed.held is not None and not packed.held.decoding:
             packed.held.keep(self.layer_number, k, v, packed.edges)
         if packed.held is not None and packed.held.decoding:
             out = packed.held.attend(self.layer_number, q, k, v, self.scale)
+        elif packed.split is not None:
+            out = packed.split.attend(q, k, v, self.kernel, self.scale, self.causal)
         elif self.kernel == "segments":
             out = _by_segment(q, k, v, packed.edges, self.scale)
         elif self.kernel == "mask":

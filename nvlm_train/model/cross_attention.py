@@ -6,6 +6,7 @@ result is scaled by the tanh of one learned number a layer. A token that may rea
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from nvlm_train.config.schema import CrossAttention, Language
 from nvlm_train.model.attention import grouped_varlen
 from nvlm_train.model.cache import PlacedPrompts, PlacedTokens
 from nvlm_train.model.norm import RMSNorm
+from nvlm_train.model.recompute import again
+from nvlm_train.parallel.device import send
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,10 @@ def plan_reads(spans: list[tuple[int, int, int, int]], device: torch.device) -> 
     queries, keys = [stop - start for start, stop, _, _ in spans], [last - first for _, _, first, last in spans]
 
     def places(ranges):
-        return torch.cat([torch.zeros(0, dtype=torch.long), *(torch.arange(a, b) for a, b in ranges)]).to(device, non_blocking=True)
+        return send(torch.cat([torch.zeros(0, dtype=torch.long), *(torch.arange(a, b) for a, b in ranges)]), device)
 
     def edges(lengths):
-        return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(device, non_blocking=True)
+        return send(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), device)
 
     return Reads(tuple(spans), places((s[0], s[1]) for s in spans), places((s[2], s[3]) for s in spans), edges(queries), edges(keys),
                  max(queries, default=0), max(keys, default=0))
@@ -105,13 +108,13 @@ class HeadNorm(nn.Module):
 class GatedCrossAttention(MegatronModule):
     """[T, 1, H] reads memory [M, 1, H] -> [T, 1, H] times tanh(gate). No positions: the tags say which tile is which.
 
-    Megatron's builder signature; `language`, `cross` and `kernel` come from the layer spec. `reads` and `held` are set by
-    `ReadingLayer` before each call.
+    Megatron's builder signature; `language`, `cross`, `kernel` and `recompute` (whether what is read is computed again in the backward
+    pass) come from the layer spec. `reads`, `held` and `shares_row` are set by `ReadingLayer` before each call.
     """
 
-    def __init__(self, config, layer_number: int, language: Language, cross: CrossAttention, kernel: str, **_):
+    def __init__(self, config, layer_number: int, language: Language, cross: CrossAttention, kernel: str, recompute: bool = False, **_):
         super().__init__(config)
-        self.layer_number, self.head_dim, self.kernel = layer_number, language.head_dim, kernel
+        self.layer_number, self.head_dim, self.kernel, self.recompute = layer_number, language.head_dim, kernel, recompute
         heads, kv_heads = cross.heads or language.heads, cross.kv_heads or language.kv_heads
         common = {"config": config, "init_method": config.init_method, "bias": False, "skip_bias_add": False}
         self.linear_q = ColumnParallelLinear(language.hidden, heads * self.head_dim, gather_output=False, **common)
@@ -121,7 +124,7 @@ class GatedCrossAttention(MegatronModule):
         self.gate = _gate(config)
         self.reads: Reads | None = None
         self.held: PlacedPrompts | PlacedTokens | None = None
-        self.always_takes_part = False
+        self.always_takes_part = self.shares_row = False
 
     def forward(self, x: Tensor, attention_mask=None, key_value_states: Tensor | None = None, inference_context=None):
         """x: the normed hidden states; key_value_states: the memory (both a slice under sequence parallelism)."""
@@ -133,7 +136,8 @@ class GatedCrossAttention(MegatronModule):
             q, (k, v) = self._queries(x), self._keys_and_values(key_value_states)
             if self.held is not None:
                 self.held.keep_memory(self.layer_number, k, v)
-            out = read_memory(q, k, v, self.reads, self.kernel)
+            read = partial(read_memory, reads=self.reads, kernel=self.kernel)
+            out = again(read, q, k, v) if self.recompute else read(q, k, v)
         return self.linear_proj(out.flatten(1)[:, None])[0] * torch.tanh(self.gate), None
 
     def _queries(self, x: Tensor) -> Tensor:
@@ -151,8 +155,12 @@ class GatedCrossAttention(MegatronModule):
 
         Where weights must always take part (`Nvlm.use_every_weight`), they do so with no tokens, and get gradients of zeros, in the
         same order as in a row with pictures: ZeRO-2 puts gradients into its messages as they come, and adds up ranks' place by place.
+        Where a row is shared out, other ranks may hold its readers: a gradient then comes back through here as it does there, since the
+        layers below send messages in their backward.
         """
         nothing = x * 0.0
+        if self.shares_row:
+            nothing = nothing + memory[:0].sum()
         if self.always_takes_part:
             q, (k, v) = self._queries(x[:0]), self._keys_and_values(memory[:0])
             nothing = nothing + self.linear_proj(q.flatten(1)[:, None])[0].sum() + k.sum() + v.sum()
@@ -193,4 +201,5 @@ class ReadingLayer(TransformerLayer):
 
     def forward(self, *args, packed_seq_params=None, **rest):
         self.cross_attention.reads, self.cross_attention.held = packed_seq_params.reads, packed_seq_params.held
+        self.cross_attention.shares_row = packed_seq_params.split is not None
         return super().forward(*args, packed_seq_params=packed_seq_params, **rest)

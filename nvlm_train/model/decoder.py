@@ -20,20 +20,23 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
+from nvlm_train.config.fp8_layers import fp8_linears
 from nvlm_train.config.layers import cross_layers
+from nvlm_train.config.recompute import recomputed
 from nvlm_train.config.schema import Layout, Model
 from nvlm_train.config.split import padded_size
 from nvlm_train.kernels import KernelPlan
 from nvlm_train.model.attention import PackedCausalAttention
 from nvlm_train.model.cross_attention import GatedCrossAttention, GatedFeedForward, ReadingLayer
+from nvlm_train.model.elementwise import SwiGLU
+from nvlm_train.model.fp8_linear import put_in
+from nvlm_train.model.loss import token_losses
 from nvlm_train.model.norm import ApexRMSNorm, RMSNorm
 from nvlm_train.model.padding import mark
+from nvlm_train.model.weight_gradient import take_product
 
-_RECOMPUTE = {
-    "none": {},
-    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
-    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-}
+# Megatron's names of the decoder's parts that may be computed again.
+_MODULES = {"attention": "core_attn", "mlp": "mlp"}
 
 # Transformer Engine's recipes by Megatron's names. Hybrid: gradients in E5M2, which has the wider range; mxfp8 scales blocks of
 # 32 and keeps E4M3 for all. Delayed scaling's maxima are shared by a replica's ranks only: these run the same rows, while replicas
@@ -51,6 +54,14 @@ def _leave(tensor: Tensor) -> None:
     """Megatron's initialisation hook; ours runs afterwards, by name (see `init`)."""
 
 
+def _recompute(model: Model) -> dict:
+    """What Megatron computes again of the decoder's layers."""
+    if model.recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    modules = [name for part, name in _MODULES.items() if part in recomputed(model)]
+    return {"recompute_granularity": "selective", "recompute_modules": modules} if modules else {}
+
+
 def language_config(model: Model, layout: Layout, dtype: torch.dtype, kernels: KernelPlan) -> TransformerConfig:
     """Megatron's configuration of the decoder, from ours."""
     lm = model.language
@@ -64,19 +75,20 @@ def language_config(model: Model, layout: Layout, dtype: torch.dtype, kernels: K
         num_layers_in_first_pipeline_stage=layout.first_stage_layers if layout.pipeline > 1 else None,
         sequence_parallel=layout.sequence and layout.tensor > 1, params_dtype=dtype, pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16, calculate_per_token_loss=True, masked_softmax_fusion=False,
-        gradient_accumulation_fusion=kernels.wgrad == "apex", apply_rope_fusion=kernels.rope == "te",
+        gradient_accumulation_fusion=kernels.wgrad in ("apex", "product"), apply_rope_fusion=kernels.rope == "te",
+        use_te_activation_func=kernels.elementwise == "compiled",   # Megatron's name for one of the layer spec, whoever's it is
         bias_activation_fusion=False, bias_dropout_fusion=False,
-        batch_p2p_comm=torch.cuda.is_available(), **_RECOMPUTE[model.recompute], **_FP8[kernels.fp8])
+        batch_p2p_comm=torch.cuda.is_available(), **_recompute(model), **_FP8[kernels.fp8 if kernels.linear == "te" else "none"])
 
 
-def encoder_config(model: Model, layout: Layout, dtype: torch.dtype) -> TransformerConfig:
-    """Megatron's configuration of encoder and connector: tensor parallel only, whole on the first stage."""
+def encoder_config(model: Model, tensor: int, dtype: torch.dtype) -> TransformerConfig:
+    """Megatron's configuration of encoder and connector: split over `tensor` ranks only, all on the first stage."""
     vit = model.vision
-    heads = padded_size(vit.heads, layout.tensor)
+    heads = padded_size(vit.heads, tensor)
     return TransformerConfig(
         num_layers=vit.layers, hidden_size=vit.hidden, num_attention_heads=heads, ffn_hidden_size=vit.ffn,
         kv_channels=vit.hidden // vit.heads, num_query_groups=heads, init_method=_leave, output_layer_init_method=_leave,
-        tensor_model_parallel_size=layout.tensor, params_dtype=dtype, bf16=dtype == torch.bfloat16, gradient_accumulation_fusion=False)
+        tensor_model_parallel_size=tensor, params_dtype=dtype, bf16=dtype == torch.bfloat16, gradient_accumulation_fusion=False)
 
 
 def _norm(kernels: KernelPlan) -> type[RMSNorm]:
@@ -89,10 +101,15 @@ def _layer_spec(kernels: KernelPlan):
     if kernels.linear == "te":
         from nvlm_train.model.te_layers import engine_layer_spec
 
-        return engine_layer_spec()
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = _norm(kernels)
-    spec.submodules.self_attention.submodules.core_attention = partial(PackedCausalAttention, kernel=kernels.attention)
+        spec = engine_layer_spec()
+    else:
+        spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+        spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = _norm(kernels)
+        spec.submodules.self_attention.submodules.core_attention = partial(PackedCausalAttention, kernel=kernels.attention)
+    if kernels.elementwise == "compiled":
+        mlp = spec.submodules.mlp      # megatron-core 0.19 has made it a partial
+        parts = mlp.keywords["submodules"] if isinstance(mlp, partial) else mlp.submodules
+        parts.activation_func = SwiGLU
     return spec
 
 
@@ -102,7 +119,8 @@ def _reading_spec(kernels: KernelPlan, model: Model):
     spec.module = ReadingLayer
     spec.submodules.pre_cross_attn_layernorm = _norm(kernels)
     spec.submodules.cross_attention = ModuleSpec(
-        GatedCrossAttention, {"language": model.language, "cross": cross, "kernel": kernels.cross_attention})
+        GatedCrossAttention, {"language": model.language, "cross": cross, "kernel": kernels.cross_attention,
+                              "recompute": "cross_attention" in recomputed(model)})
     spec.submodules.cross_attn_bda = get_bias_dropout_add if not cross.ffn else ModuleSpec(
         GatedFeedForward, {"language": model.language, "width": cross.ffn})
     return spec
@@ -126,7 +144,8 @@ class Decoder(MegatronModule):
                  vp_stage: int | None):
         super().__init__(config)
         language = model.language
-        self.language, self.pre_process, self.post_process = language, pre_process, post_process
+        self.language, self.kernels, self.pre_process, self.post_process = language, kernels, pre_process, post_process
+        take_product(kernels.wgrad)
         rows = padded_size(language.vocab, config.tensor_model_parallel_size)
         if pre_process:
             self.embedding = VocabParallelEmbedding(rows, language.hidden, init_method=config.init_method, config=config)
@@ -140,6 +159,8 @@ class Decoder(MegatronModule):
             from nvlm_train.model.te_layers import add_weight_gradients_in_the_product
 
             add_weight_gradients_in_the_product(self.decoder, kernels.wgrad == "te")
+        self.fp8_products = put_in(self.decoder, fp8_linears(model, config.tensor_model_parallel_size), kernels.elementwise == "compiled") \
+            if kernels.linear == "fp8" else []
         if post_process:
             tied = language.tie_embeddings and pre_process
             self.output_layer = ColumnParallelLinear(
@@ -155,6 +176,11 @@ class Decoder(MegatronModule):
             if tied:    # a product that adds up its own weight gradient makes data parallelism drop the embedding's
                 self.output_layer.gradient_accumulation_fusion = False
 
+    def weights_changed(self, frozen: bool) -> None:
+        """Tell layers that keep their weights in another form. frozen: all weights were written, not the trained ones alone."""
+        for product in self.fp8_products:
+            product.forget(frozen)
+
     def embed(self, tokens_T: Tensor) -> Tensor:
         """[T] -> [T, 1, H], whole on every tensor-parallel rank."""
         return self.embedding(tokens_T[:, None])
@@ -167,15 +193,23 @@ class Decoder(MegatronModule):
         if not self.pre_process:
             self.decoder.set_input_tensor(hidden)
         angles = rotary_angles(positions_T, self.language.head_dim, self.language.rope_base)
+        if self.kernels.rope == "compiled":     # our core attention turns queries and keys itself
+            half = angles[:, 0, 0, :self.language.head_dim // 2]
+            packed.rotary, angles = (half.cos(), half.sin()), None
         out = self.decoder(hidden, attention_mask=None, context=memory, rotary_pos_emb=angles, packed_seq_params=packed)
         return out[0] if isinstance(out, tuple) else out
+
+    def losses(self, hidden: Tensor, at_K: Tensor, labels_K: Tensor) -> Tensor:
+        """float32 [K] cross-entropies at row positions at_K."""
+        logits = self.logits(hidden, at_K)
+        return token_losses(logits, labels_K, self.output_layer.tp_group, self.kernels.elementwise == "compiled")
 
     def logits(self, hidden: Tensor, at_K: Tensor) -> Tensor:
         """Last stage's hidden states -> this rank's slice of the padded vocabulary's logits at row positions at_K: [K, V / tensor]."""
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         weight = self.embedding.weight if self.output_layer.weight is None else None
-        logits = self.output_layer(hidden.index_select(0, at_K), weight=weight)[0][:, 0]
+        logits = self.output_layer(hidden.index_select(0, at_K), weight=weight)[0].squeeze(1)    # its gradient stays a view
         if self.real_rows < logits.shape[-1]:
             with torch.no_grad():   # not part of the graph: where a logit is minus infinity, the loss's gradient is exactly 0 anyway
                 logits[:, self.real_rows:] = -torch.inf

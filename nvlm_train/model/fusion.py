@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from nvlm_train.contracts import PackedBatch
+from nvlm_train.model.context import Share
 from nvlm_train.model.cross_attention import Reads, plan_reads
+from nvlm_train.parallel.device import send
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Places:
     """Where a row's tiles go, on the device. n tiles, m of them in the memory of M tokens.
 
     shown_at: of the n - m tiles in the sequence, the places of all their visual tokens; shown, kept: which tiles these are, and
-    which are memory. tile_at, tag_at: places in the memory of visual and of tag tokens.
+    which are memory. taken: where a row is shared out, which of these visual tokens stand here (None: all). tile_at, tag_at: places in the memory of visual and of tag tokens.
     tag_ids: the tags' tokens, embedded by the language model like any text. edges: on the host, the places where the memory's tiles
     (each with its tag) begin, and where the last ends.
     """
@@ -35,14 +37,20 @@ class Places:
     tag_ids: Tensor
     edges: tuple[int, ...]
     reads: Reads
+    taken: Tensor | None = None
+
+    @property
+    def tiles(self) -> int:
+        """n, whoever sees them."""
+        return len(self.shown) + len(self.kept)
 
     @property
     def memory_tokens(self) -> int:
         return self.edges[-1]
 
 
-def place(row: PackedBatch, tile_tokens: int, device: torch.device) -> Places:
-    """Token places of a row's tiles, `tile_tokens` visual tokens each."""
+def place(row: PackedBatch, tile_tokens: int, device: torch.device, share: Share | None = None) -> Places:
+    """Token places of a row's tiles, `tile_tokens` visual tokens each. share: what the row was taken from, if it is a part."""
     starts = row.tile_starts_n
     in_memory = starts < 0
     m = int(in_memory.sum())
@@ -53,25 +61,29 @@ def place(row: PackedBatch, tile_tokens: int, device: torch.device) -> Places:
     each = torch.arange(tile_tokens)
     tag_at = [torch.arange(edge, edge + length) for edge, length in zip(edges, tag_lengths)]
     tile_ends = torch.tensor(edges[1:], dtype=torch.long)
-
-    def send(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
+    shown_at, taken = (starts[~in_memory][:, None] + each).flatten(), None
+    if share is not None:
+        shown_at, taken = share.spread(shown_at)
 
     return Places(
-        shown_at=send((starts[~in_memory][:, None] + each).flatten()),
-        shown=send((~in_memory).nonzero()[:, 0]), kept=send(in_memory.nonzero()[:, 0]),
-        tile_at=send((tile_ends[:, None] - tile_tokens + each).flatten()),
-        tag_at=send(torch.cat([torch.zeros(0, dtype=torch.long), *tag_at])), tag_ids=send(tags[tags >= 0]),
+        shown_at=send(shown_at, device), taken=None if taken is None else send(taken, device),
+        shown=send((~in_memory).nonzero()[:, 0], device), kept=send(in_memory.nonzero()[:, 0], device),
+        tile_at=send((tile_ends[:, None] - tile_tokens + each).flatten(), device),
+        tag_at=send(torch.cat([torch.zeros(0, dtype=torch.long), *tag_at]), device), tag_ids=send(tags[tags >= 0], device),
         edges=tuple(edges), reads=plan_reads(spans, device))
 
 
-def splice(hidden_T1H: Tensor, features_ntH: Tensor, at: Tensor) -> Tensor:
-    """Tiles of t tokens each into the sequence (or memory), at the places `at`, over whatever stands there.
+def splice(hidden_T1H: Tensor, features_ntH: Tensor, at: Tensor, taken: Tensor | None = None) -> Tensor:
+    """Tiles of t tokens each into the sequence (or memory), at the places `at`, over whatever stands there. taken: only these of their
+    tokens.
 
     With n = 0 the features still join the graph, so the connector gets a zero gradient and no rank waits for another.
     """
     n, t, width = features_ntH.shape
-    return hidden_T1H.index_copy(0, at, features_ntH.reshape(n * t, 1, width).to(hidden_T1H.dtype))
+    tokens = features_ntH.reshape(n * t, 1, width)
+    if taken is not None:
+        tokens = tokens.index_select(0, taken)
+    return hidden_T1H.index_copy(0, at, tokens.to(hidden_T1H.dtype))
 
 
 def fuse(embedded: Tensor, features_ntH: Tensor, places: Places, remembers: bool) -> tuple[Tensor, Tensor | None]:
@@ -80,11 +92,11 @@ def fuse(embedded: Tensor, features_ntH: Tensor, places: Places, remembers: bool
     embedded: [T + tag tokens, 1, H], the row's tokens and behind them those of the memory's tags.
     """
     if not remembers:
-        return splice(embedded, features_ntH, places.shown_at), None
+        return splice(embedded, features_ntH, places.shown_at, places.taken), None
     tokens = len(embedded) - len(places.tag_ids)
     hidden, tags = embedded[:tokens], embedded[tokens:]
     if len(places.shown_at):
-        hidden = splice(hidden, features_ntH.index_select(0, places.shown), places.shown_at)
+        hidden = splice(hidden, features_ntH.index_select(0, places.shown), places.shown_at, places.taken)
     kept = features_ntH.index_select(0, places.kept)
     memory = splice(embedded.new_zeros(places.memory_tokens, 1, embedded.shape[-1]), kept, places.tile_at)
     return hidden, memory.index_copy(0, places.tag_at, tags) if len(tags) else memory

@@ -16,19 +16,25 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from nvlm_train.config.layers import cross_layers
+from nvlm_train.config.recompute import recomputed
 from nvlm_train.config.schema import Layout, Model
+from nvlm_train.config.split import encoder_tensor
 from nvlm_train.contracts import PackedBatch
 from nvlm_train.kernels import KernelPlan
 from nvlm_train.model.attention import packing
 from nvlm_train.model.cache import CacheRow
 from nvlm_train.model.connector import Connector
+from nvlm_train.model.context import Share
+from nvlm_train.model.context_attention import split_attention
 from nvlm_train.model.cross_attention import GatedCrossAttention
 from nvlm_train.model.decoder import Decoder, encoder_config, language_config
 from nvlm_train.model.freeze import is_cross_attention
 from nvlm_train.model.fusion import Places, fuse, place
-from nvlm_train.model.loss import token_losses
 from nvlm_train.model.padding import with_real_shapes
+from nvlm_train.model.recompute import again
+from nvlm_train.model.sharing import TileShare
 from nvlm_train.model.vision import VisionEncoder
+from nvlm_train.parallel.device import send
 
 EXTRA_STATE = "._extra_state"     # torch's name for what a module saves beside its tensors
 
@@ -57,23 +63,22 @@ class DeviceRow:
 
 
 def to_device(row: PackedBatch, device: torch.device, tile_tokens: int, at: Tensor | None = None,
-              held: CacheRow | None = None) -> DeviceRow:
+              held: CacheRow | None = None, share: Share | None = None) -> DeviceRow:
     """Send a row to the device. tile_tokens: visual tokens of a tile. `at` overrides the supervised positions (for logits); held: what
-    a cache keeps of the row (for generation)."""
+    a cache keeps of the row (for generation); share: what the row was taken from, if it is one rank's part of a longer one."""
     at = row.loss_weights_T.nonzero()[:, 0] if at is None else at
     if not len(at):
         at = torch.zeros(1, dtype=torch.long)  # an empty row still takes part; its weight is 0
     edges = row.cu_seqlens.tolist()
-    move = {"device": device, "non_blocking": True}
-    packed = packing(row.cu_seqlens.to(**move), max(b - a for a, b in itertools.pairwise(edges)), edges)
-    places = place(row, tile_tokens, device)
+    packed = packing(send(row.cu_seqlens, device), max(b - a for a, b in itertools.pairwise(edges)), edges)
+    places = place(row, tile_tokens, device, share)
     packed.reads = places.reads
     packed.held = held and held.placed(places.edges, device)
+    packed.split = share and split_attention(share, device)
     return DeviceRow(
-        tokens_T=row.tokens_T.to(**move), positions_T=row.positions_T.to(**move), packed=packed,
-        tiles_nCPP=row.tiles_nCPP.to(**move), features_nLC=None if row.features_nLC is None else row.features_nLC.to(**move),
-        places=places, at_K=at.to(**move),
-        labels_K=row.labels_T[at].to(**move), weights_K=row.loss_weights_T[at].to(**move))
+        tokens_T=send(row.tokens_T, device), positions_T=send(row.positions_T, device), packed=packed,
+        tiles_nCPP=send(row.tiles_nCPP, device), features_nLC=None if row.features_nLC is None else send(row.features_nLC, device),
+        places=places, at_K=send(at, device), labels_K=send(row.labels_T[at], device), weights_K=send(row.loss_weights_T[at], device))
 
 
 def _carrying(tensor: Tensor) -> Tensor:
@@ -86,22 +91,24 @@ class Nvlm(MegatronModule):
 
     Its sub-modules are the components `vision`, `connector` and `language`: names of parameters begin with them, and
     freezing, learning-rate factors and checkpoints speak of them. memory_tokens: room for the memory in what stages exchange
-    (`config.split.memory_budget`).
+    (`config.split.memory_budget`). share: whom it shares the tiles with, if the layout says so.
     """
 
     def __init__(self, model: Model, layout: Layout, dtype: torch.dtype, kernels: KernelPlan, pre_process: bool,
-                 post_process: bool, vp_stage: int | None = None, memory_tokens: int = 0):
+                 post_process: bool, vp_stage: int | None = None, memory_tokens: int = 0, share: TileShare | None = None):
         config = language_config(model, layout, dtype, kernels)
         super().__init__(config)
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.model_type = ModelType.encoder_or_decoder          # these three names are Megatron's schedule's and
         self.share_embeddings_and_output_weights = False        # gradient finaliser's (a tied model has one stage,
         if pre_process:                                         # where its two uses are one parameter)
-            small = encoder_config(model, layout, dtype)
-            self.vision = VisionEncoder(small, model.vision)
+            small = encoder_config(model, layout.tensor, dtype)
+            self.vision = VisionEncoder(encoder_config(model, encoder_tensor(layout), dtype), model.vision, share,
+                                        "vision" in recomputed(model), kernels.elementwise == "compiled")
             self.connector = Connector(small, model.connector, model.vision.hidden, model.language)
         self.language = Decoder(config, model, kernels, pre_process, post_process, vp_stage)
         self.architecture, self.cross_layers = model.architecture, cross_layers(model)
+        self.connects_again = "connector" in recomputed(model)
         self.memory_tokens = memory_tokens
         self.slices = config.tensor_model_parallel_size if config.sequence_parallel else 1
         self.hidden_carries = True
@@ -131,12 +138,14 @@ class Nvlm(MegatronModule):
 
     def see(self, row: DeviceRow) -> Tensor:
         """Tiles, or their cached features -> [n, tokens, H]. A row without tiles sends one blank through the connector and keeps
-        nothing of it, so that every trainable parameter gets a gradient on every rank."""
+        nothing of it, so that every trainable parameter gets a gradient on every rank. Where a row is shared out, so are its tiles, and
+        all ranks are given what each has seen."""
         features = self.vision(row.tiles_nCPP) if row.features_nLC is None else row.features_nLC
-        n = len(features)
-        if n == 0:
-            features = F.pad(features, (0, 0, 0, 0, 0, 1))
-        return self.connector(features)[:n]
+        n, split = row.places.tiles, row.packed.split
+        blanks = max(1, split.share.tiles_each(n) if split else n) - len(features)
+        features = F.pad(features, (0, 0, 0, 0, 0, blanks)) if blanks else features
+        seen = again(self.connector, features) if self.connects_again else self.connector(features)
+        return split.gather(seen)[:n] if split and n else seen[:n]
 
     def forward(self, row: DeviceRow, want: str = "loss") -> Tensor:
         """What the next stage receives: hidden states [T (/ tensor), 1, H], in X and H with the memory behind them. On the last stage
@@ -145,10 +154,9 @@ class Nvlm(MegatronModule):
         hidden = self.language.run(hidden, memory, row.positions_T, row.packed)
         if not self.post_process:
             return hidden if memory is None else self._with_memory(hidden, memory)
-        logits = self.language.logits(hidden, row.at_K)
         if want == "logits":
-            return logits
-        losses = token_losses(logits, row.labels_K)
+            return self.language.logits(hidden, row.at_K)
+        losses = self.language.losses(hidden, row.at_K, row.labels_K)
         # A row of text alone may have touched nothing that came from the stage before, which waits for a gradient all the same: add
         # nothing, but in the graph.
         return losses if memory is None else losses + memory[:0].sum()

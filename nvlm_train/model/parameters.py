@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from nvlm_train.config.layers import cross_layers
 from nvlm_train.config.schema import Connector, CrossAttention, Language, Layout, Model, Run, Vision
-from nvlm_train.config.split import padded_size, stage_layers
+from nvlm_train.config.split import encoder_tensor, padded_size, stage_layers
 from nvlm_train.geometry import TileGeometry
 from nvlm_train.model.freeze import is_cross_attention, matches
 
@@ -53,7 +53,7 @@ def _rank_parameters(model: Model, layout: Layout, pipeline_rank: int, tensor_ra
     for number, layers in enumerate(chunks):
         first = pipeline_rank == 0 and number == 0
         last = pipeline_rank == layout.pipeline - 1 and number == len(chunks) - 1
-        found.append((*_before(model, layout.tensor, tensor_rank, first), *_layers(model, layout.tensor, layers),
+        found.append((*_before(model, layout, tensor_rank, first), *_layers(model, layout.tensor, layers),
                       *_after(model.language, layout.tensor, tensor_rank, first, last)))
     return tuple(found)
 
@@ -79,9 +79,10 @@ def _norm(name: str, kind: str, width: int) -> Iterator[Parameter]:
 # ------------------------------------------------------------------------------------------------ encoder and connector
 
 
-def _before(model: Model, tensor: int, tensor_rank: int, first: bool) -> Iterator[Parameter]:
+def _before(model: Model, layout: Layout, tensor_rank: int, first: bool) -> Iterator[Parameter]:
+    tensor, split = layout.tensor, encoder_tensor(layout)
     if first:
-        yield from _under("vision", _vision(model.vision, tensor, tensor_rank))
+        yield from _under("vision", _vision(model.vision, split, tensor_rank % split))
         yield from _under("connector", _connector(model.vision, model.connector, model.language, tensor))
         yield _table("language.embedding.weight", model.language, tensor, tensor_rank)
 

@@ -11,6 +11,8 @@ CLIP's own norm behind the layers serves its class token, not the patches. Desig
 by `layers`, one less than published.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.module import MegatronModule
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 from nvlm_train.config.schema import Vision
 from nvlm_train.geometry import TileGeometry
 from nvlm_train.model.norm import NORMS
+from nvlm_train.model.recompute import again
+from nvlm_train.model.sharing import TileShare
 from nvlm_train.model.vision_layer import VisionLayer
 
 
@@ -33,10 +37,16 @@ class Layers(nn.ModuleList):
 
 
 class VisionEncoder(MegatronModule):
-    """uint8 tiles in, patch features out; a class token is dropped, the last layer's (normed) output is the feature."""
+    """uint8 tiles in, patch features out; a class token is dropped, the last layer's (normed) output is the feature.
 
-    def __init__(self, config, vision: Vision):
+    share: the tiles are shared out over tensor-parallel ranks, each of which has the whole encoder; None: its weights are split.
+    recompute: its layers are computed again in the backward pass. compiled: a frozen encoder's layers take single kernels for what
+    stands between their products (`vision_frozen`).
+    """
+
+    def __init__(self, config, vision: Vision, share: TileShare | None = None, recompute: bool = False, compiled: bool = False):
         super().__init__(config)
+        self.share, self.recompute, self.compiled = share, recompute, compiled
         place = {"dtype": config.params_dtype, "device": torch.cuda.current_device()}
         self.patch = vision.patch
         tokens = TileGeometry(vision.tile_size, vision.patch).patches + vision.class_token
@@ -46,7 +56,8 @@ class VisionEncoder(MegatronModule):
         self.position = nn.Parameter(torch.empty(1, tokens, vision.hidden, **place))
         self.first_norm, self.final_norm = (NORMS[vision.norm](config, vision.hidden, vision.norm_eps) if wanted else None
                                             for wanted in (vision.first_norm, vision.final_norm))
-        self.layers = Layers(VisionLayer(config, vision) for _ in range(vision.layers))
+        group = share and share.alone
+        self.layers = Layers(VisionLayer(config, vision, group) for _ in range(vision.layers))
         self.set_colours(vision)
 
     def set_colours(self, vision: Vision) -> None:
@@ -57,13 +68,18 @@ class VisionEncoder(MegatronModule):
 
     def forward(self, tiles_nCPP: Tensor) -> Tensor:
         """uint8 [n, 3, P, P] -> [n, patches, C]. n may be 0. Runs without autograd when the encoder is frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())):
-            x = self._embed(tiles_nCPP)
-            for layer in self.layers:
-                x = layer(x)
-            if self.final_norm is not None:
-                x = self.final_norm(x)
-            return x if self.class_token is None else x[:, 1:]
+        trained = any(p.requires_grad for p in self.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            encode = partial(self._encode, compiled=self.compiled and not trained)
+            return encode(tiles_nCPP) if self.share is None else self.share.see(encode, tiles_nCPP)
+
+    def _encode(self, tiles_nCPP: Tensor, compiled: bool) -> Tensor:
+        x = self._embed(tiles_nCPP)
+        for layer in self.layers:
+            x = again(layer, x) if self.recompute else layer(x, compiled and len(x) > 0)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        return x if self.class_token is None else x[:, 1:]
 
     def _embed(self, tiles_nCPP: Tensor) -> Tensor:
         """What enters the first layer, [n, L, C]."""
@@ -74,3 +90,7 @@ class VisionEncoder(MegatronModule):
             x = torch.cat((self.class_token.expand(len(x), -1, -1), x), 1)
         x = x + self.position
         return x if self.first_norm is None else self.first_norm(x)
+
+    def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
+        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        return state if self.share is None else self.share.as_replicas(state)

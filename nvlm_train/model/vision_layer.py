@@ -2,9 +2,11 @@
 
 One layer serves InternViT (paper section 4.1), CLIP and SigLIP; they differ by settings. Shapes: n tiles, L tokens a tile, C width.
 Tensor parallel only: a tile is short, so the sequence is not split. Heads are padded to a multiple of the tensor-parallel size.
+group: the ranks that weights are split over, None for Megatron's tensor-parallel ones.
 """
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.mappings import (
@@ -19,19 +21,7 @@ from nvlm_train.config.schema import Vision
 from nvlm_train.config.split import padded_size
 from nvlm_train.model.norm import NORMS
 from nvlm_train.model.padding import mark
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x), the approximation that CLIP was trained with."""
-    return x * torch.sigmoid(1.702 * x)
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU's tanh form, SigLIP's."""
-    return F.gelu(x, approximate="tanh")
-
-
-ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu, "gelu_tanh": gelu_tanh}
+from nvlm_train.model.vision_frozen import ACTIVATIONS, frozen_layer
 
 
 class WideRMSNorm(nn.Module):
@@ -41,9 +31,9 @@ class WideRMSNorm(nn.Module):
     summed over the ranks, so that an unfrozen encoder trains correctly too.
     """
 
-    def __init__(self, config, real_width: int, local_width: int, eps: float):
+    def __init__(self, config, real_width: int, local_width: int, eps: float, group: dist.ProcessGroup | None = None):
         super().__init__()
-        self.real_width, self.eps = real_width, eps
+        self.real_width, self.eps, self.group = real_width, eps, group
         self.weight = nn.Parameter(torch.ones(local_width, dtype=config.params_dtype, device=torch.cuda.current_device()))
         self.weight.tensor_model_parallel, self.weight.partition_dim, self.weight.partition_stride = True, 0, 1
         mark(self.weight, 0, real_width)
@@ -52,24 +42,25 @@ class WideRMSNorm(nn.Module):
         """[..., local_width] -> the same."""
         square = x.float().square().sum(-1, keepdim=True)
         # Summed forward *and* backward: every rank's output depends on every rank's input.
-        square = copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(square))
+        square = copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(square, self.group), self.group)
         return (x.float() * torch.rsqrt(square / self.real_width + self.eps)).to(x.dtype) * self.weight
 
     def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
         name = f"{prefix}weight"
-        return {name: make_tp_sharded_tensor_for_checkpoint(self.weight, name, tp_axis=0)}
+        groups = {} if self.group is None else {"tp_group": self.group, "dp_cp_group": metadata["dp_cp_group"]}
+        return {name: make_tp_sharded_tensor_for_checkpoint(self.weight, name, tp_axis=0, **groups)}
 
 
 class VisionAttention(MegatronModule):
     """Bidirectional self-attention of one tile. Weights are stored head by head as [q, k, v]."""
 
-    def __init__(self, config, vision: Vision):
+    def __init__(self, config, vision: Vision, group: dist.ProcessGroup | None = None):
         super().__init__(config)
         tensor = config.tensor_model_parallel_size
         self.head_dim = vision.hidden // vision.heads
         heads = padded_size(vision.heads, tensor)
         self.heads, width, real = heads // tensor, heads * self.head_dim, vision.heads * self.head_dim
-        common = {"config": config, "init_method": config.init_method, "skip_bias_add": False}
+        common = {"config": config, "init_method": config.init_method, "skip_bias_add": False, "tp_group": group}
         self.linear_qkv = ColumnParallelLinear(vision.hidden, 3 * width, bias=vision.qkv_bias, gather_output=False, **common)
         self.linear_proj = RowParallelLinear(width, vision.hidden, bias=True, input_is_parallel=True, **common)
         mark(self.linear_qkv.weight, 0, 3 * real)
@@ -78,8 +69,8 @@ class VisionAttention(MegatronModule):
             mark(self.linear_qkv.bias, 0, 3 * real)
         self.qk_norm = vision.qk_norm
         if vision.qk_norm:
-            self.q_norm = WideRMSNorm(config, real, self.heads * self.head_dim, vision.norm_eps)
-            self.k_norm = WideRMSNorm(config, real, self.heads * self.head_dim, vision.norm_eps)
+            self.q_norm = WideRMSNorm(config, real, self.heads * self.head_dim, vision.norm_eps, group)
+            self.k_norm = WideRMSNorm(config, real, self.heads * self.head_dim, vision.norm_eps, group)
 
     def forward(self, x_nLC: Tensor) -> Tensor:
         qkv = self.linear_qkv(x_nLC)[0].unflatten(-1, (self.heads, 3, self.head_dim))
@@ -93,22 +84,25 @@ class VisionAttention(MegatronModule):
 class VisionLayer(MegatronModule):
     """Pre-norm attention and MLP, each branch scaled by LayerScale (InternViT) before it is added."""
 
-    def __init__(self, config, vision: Vision):
+    def __init__(self, config, vision: Vision, group: dist.ProcessGroup | None = None):
         super().__init__(config)
         norm = NORMS[vision.norm]
         self.norm1, self.norm2 = (norm(config, vision.hidden, vision.norm_eps) for _ in range(2))
-        self.attention = VisionAttention(config, vision)
-        common = {"config": config, "init_method": config.init_method, "bias": True, "skip_bias_add": False}
+        self.attention = VisionAttention(config, vision, group)
+        common = {"config": config, "init_method": config.init_method, "bias": True, "skip_bias_add": False, "tp_group": group}
         self.linear_fc1 = ColumnParallelLinear(vision.hidden, vision.ffn, gather_output=False, **common)
         self.linear_fc2 = RowParallelLinear(vision.ffn, vision.hidden, input_is_parallel=True, **common)
-        self.activation = ACTIVATIONS[vision.activation]
+        self.activation = vision.activation
         self.layer_scale = vision.layer_scale
         if vision.layer_scale:
             place = {"dtype": config.params_dtype, "device": torch.cuda.current_device()}
             self.ls1, self.ls2 = (nn.Parameter(torch.full((vision.hidden,), vision.layer_scale_init, **place)) for _ in range(2))
 
-    def forward(self, x_nLC: Tensor) -> Tensor:
+    def forward(self, x_nLC: Tensor, compiled: bool = False) -> Tensor:
+        """compiled: of a frozen layer without autograd only (`vision_frozen`)."""
+        if compiled:
+            return frozen_layer(self, x_nLC)
         branch = self.attention(self.norm1(x_nLC))
         x_nLC = x_nLC + (branch * self.ls1 if self.layer_scale else branch)
-        branch = self.linear_fc2(self.activation(self.linear_fc1(self.norm2(x_nLC))[0]))[0]
+        branch = self.linear_fc2(ACTIVATIONS[self.activation](self.linear_fc1(self.norm2(x_nLC))[0]))[0]
         return x_nLC + (branch * self.ls2 if self.layer_scale else branch)

@@ -50,7 +50,7 @@ class _NoStream:
 
 
 def _do_nothing(owner, *names: str) -> None:
-    """Each name a function of its own: torch's compiler, which DeepSpeed calls, tells functions of torch apart by identity."""
+    """Each name a function of its own: torch's compiler tells functions and classes of torch apart by identity."""
     for name in names:
         setattr(owner, name, lambda *args, **kwargs: None)
 
@@ -60,7 +60,8 @@ def _patch_torch_cuda() -> None:
     cuda.current_device = lambda: _CPU
     _do_nothing(cuda, "set_device", "synchronize", "empty_cache")
     _do_nothing(cuda.nvtx, "range_push", "range_pop")
-    cuda.current_stream = cuda.stream = cuda.Stream = cuda.Event = _NoStream
+    for name in ("current_stream", "stream", "Stream", "Event"):
+        setattr(cuda, name, type(name, (_NoStream,), {}))
     cuda.get_rng_state = cuda.random.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     cuda.set_rng_state = cuda.random.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     cuda.manual_seed = torch.manual_seed

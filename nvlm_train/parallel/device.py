@@ -39,3 +39,10 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     if wanted == "auto":
         wanted = "bf16" if device.type == "cuda" else "fp32"
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted]
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device, without the host waiting: from pinned memory (torch keeps it for the next) a copy is only queued."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and tensor.numel():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

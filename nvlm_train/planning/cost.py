@@ -12,7 +12,7 @@ class Cost(NamedTuple):
     """Seconds of one rank, by kind, and what lies behind them.
 
     waiting: for messages of the tensor-parallel group that nothing hides; calls: kernels issued; flops: operations done, padding,
-    dummy heads and recomputation included; sent: bytes that the rank sends to its tensor-parallel group.
+    dummy heads and recomputation included; sent, exchanged: bytes that the rank sends to its tensor- and its context-parallel group.
     """
 
     matmul: float = 0.0
@@ -22,14 +22,16 @@ class Cost(NamedTuple):
     calls: float = 0.0
     flops: float = 0.0
     sent: float = 0.0
+    exchanged: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.matmul + other.matmul, self.attention + other.attention, self.elementwise + other.elementwise,
-                    self.waiting + other.waiting, self.calls + other.calls, self.flops + other.flops, self.sent + other.sent)
+                    self.waiting + other.waiting, self.calls + other.calls, self.flops + other.flops, self.sent + other.sent,
+                    self.exchanged + other.exchanged)
 
     def scaled(self, factor: float) -> "Cost":
         return Cost(self.matmul * factor, self.attention * factor, self.elementwise * factor, self.waiting * factor,
-                    self.calls * factor, self.flops * factor, self.sent * factor)
+                    self.calls * factor, self.flops * factor, self.sent * factor, self.exchanged * factor)
 
     @property
     def work(self) -> float:
@@ -63,9 +65,10 @@ class Pass:
 
 @dataclass(frozen=True)
 class Place:
-    """One rank among `tensor` that share each layer. sequence: what lies between the linears is split over them too.
+    """One rank among `tensor` that share each layer. sequence: what lies between the linears is split over them too. context: ranks that
+    share each row.
 
-    bandwidth, latency_s: of messages among them. Sizes of linears below are the whole model's on the undivided side and the rank's
+    bandwidth, latency_s: of messages among those of a layer; context_bandwidth, context_latency_s: of a row. Sizes of linears below are the whole model's on the undivided side and the rank's
     on the divided one.
     """
 
@@ -74,6 +77,9 @@ class Place:
     sequence: bool = False
     bandwidth: float = 1.0
     latency_s: float = 0.0
+    context: int = 1
+    context_bandwidth: float = 1.0
+    context_latency_s: float = 0.0
 
     @property
     def slices(self) -> int:
@@ -86,6 +92,13 @@ class Place:
             return NOTHING
         sent = rows * width * self.machine.number_bytes * (self.tensor - 1) / self.tensor
         return Cost(waiting=sent / self.bandwidth + self.latency_s, calls=1, sent=sent)
+
+    def exchange(self, numbers: float, number_bytes: int) -> Cost:
+        """All-gather or reduce-scatter over the ranks that share a row, of so many numbers of the whole row."""
+        if self.context == 1 or not numbers:
+            return NOTHING
+        sent = numbers * number_bytes * (self.context - 1) / self.context
+        return Cost(waiting=sent / self.context_bandwidth + self.context_latency_s, calls=1, exchanged=sent)
 
     def reduce(self, rows: int, width: int) -> Cost:
         """All-reduce: a reduce-scatter and an all-gather in one message."""

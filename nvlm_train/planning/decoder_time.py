@@ -1,14 +1,17 @@
 """Costs of the language model's parts for one row on one rank: `model/decoder.py`, `model/attention.py`, `model/cross_attention.py`,
 `model/loss.py`, over Megatron's layer.
 
-Numbers moved by element by element kernels are counted from the code, a read and a write of each tensor that a kernel touches.
+Numbers moved by element by element kernels are counted from the code, a read and a write of each tensor that a kernel touches; of the
+plain path, `model.compile=off`: the steps that the model was fitted to were not compiled, and of compiled ones none is measured.
 """
 
 from dataclasses import dataclass
 
+from nvlm_train.config.recompute import recomputed
 from nvlm_train.config.schema import Model
 from nvlm_train.config.split import padded_size
 from nvlm_train.planning.cost import NOTHING, Cost, Pass, Place
+from nvlm_train.planning.sizes import FP32
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class Row:
 
     tokens: T, padding included; segments: lengths of the samples, and of the padding, which attends to itself; tiles: to be
     encoded; supervised: tokens with a loss; memory: tokens that cross-attention's keys are made of; readers, pairs: tokens that
-    read any, and (reader, memory token) pairs.
+    read any, and (reader, memory token) pairs. whole, pieces: of a rank's part of a row that is shared out (`shared.rank_row`), the
+    whole row's tokens, and (queries, keys) of each of its pieces.
     """
 
     tokens: int
@@ -27,13 +31,18 @@ class Row:
     memory: int = 0
     readers: int = 0
     pairs: int = 0
+    whole: int = 0
+    pieces: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def attended(self) -> int:
+        """Tokens whose keys and values self-attention reads."""
+        return sum(keys for _, keys in self.pieces) if self.pieces else self.tokens
 
     def causal_pairs(self, block: int) -> int:
         """(query, key) pairs that a kernel works on which takes blocks of so many tokens, those on the diagonal whole."""
-        if block == 1:
-            return sum(length * (length + 1) // 2 for length in self.segments)
-        counts = (-(-length // block) for length in self.segments)
-        return sum(count * (count + 1) // 2 for count in counts) * block * block
+        counts = ((-(-queries // block), -(-keys // block)) for queries, keys in self.pieces or ((n, n) for n in self.segments))
+        return sum(queries * (2 * keys - queries + 1) // 2 for queries, keys in counts) * block * block
 
 
 @dataclass(frozen=True)
@@ -55,16 +64,19 @@ def decoder_layer(model: Model, place: Place, row: Row, needs: Gradients, reads:
     whole = self_attention(model, place, row, needs)
     if reads:
         whole += cross_attention(model, place, row, needs)
-    whole += feed_forward(place, row, model.language.hidden, model.language.ffn, needs.language, needs.below or reads)
+    fed = feed_forward(place, row, model.language.hidden, model.language.ffn, needs.language, needs.below or reads)
+    whole += fed
     if not (needs.passes or reads):
         return Pass(whole.forward)
-    return whole.again(whole.forward) if model.recompute == "full" else whole
+    if model.recompute == "full":
+        return whole.again(whole.forward)
+    return whole.again(fed.forward) if "mlp" in recomputed(model) else whole
 
 
 def self_attention(model: Model, place: Place, row: Row, needs: Gradients) -> Pass:
     m, T, H, t = model.language, row.tokens, model.language.hidden, place.tensor
     q, k = m.heads * m.head_dim // t, m.kv_heads * m.head_dim // t
-    core = _core(model, place, row.causal_pairs(place.machine.block), T * q, T * k)
+    core = _core(model, place, row, q, k)
     total = place.column(T, H, q + 2 * k, needs.language, needs.below) + place.row(T, q, H, needs.language, needs.passes)
     # Norm (2) and addition (3) on this rank's slice; bias (2); heads cut out (2); rotary positions of q and k: two products with
     # cosines and sines, the halves turned, their sum, a copy (12).
@@ -73,14 +85,19 @@ def self_attention(model: Model, place: Place, row: Row, needs: Gradients) -> Pa
     total += Pass(place.moves(forward, 24), place.moves(backward, 32) if needs.passes else NOTHING)
     if not needs.passes:
         return total + Pass(core.forward)
-    return total + (core.again(core.forward) if model.recompute == "selective" else core)
+    return total + (core.again(core.forward) if "attention" in recomputed(model) else core)
 
 
-def _core(model: Model, place: Place, pairs: float, queries: int, keys: int) -> Pass:
-    """Flash attention; its keys and values are repeated to as many heads as the queries have (`attention.grouped_varlen`)."""
+def _core(model: Model, place: Place, row: Row, q: int, k: int) -> Pass:
+    """Flash attention; its keys and values are repeated to as many heads as the queries have (`attention.grouped_varlen`). Of a row that
+    is shared out they are gathered first, and picked out piece by piece; gradients go back in fp32 (`context_attention`)."""
     m = model.language
-    done = place.attention(4.0 * m.heads * m.head_dim // place.tensor * pairs)
-    repeated = place.moves(2 * (keys + queries), 2) if m.heads > m.kv_heads else NOTHING
+    done = place.attention(4.0 * m.heads * m.head_dim // place.tensor * row.causal_pairs(place.machine.block))
+    repeated = place.moves(2 * row.attended * (k + q), 2) if m.heads > m.kv_heads else NOTHING
+    if row.pieces:
+        picked = place.moves(4 * k * (row.tokens + row.attended), 2)
+        done += Pass(place.exchange(2 * k * row.whole, place.machine.number_bytes) + picked,
+                     place.exchange(2 * k * row.whole, FP32) + picked + place.moves(6 * k * row.whole, 2))
     return done + Pass(repeated, repeated)
 
 
@@ -110,7 +127,8 @@ def cross_attention(model: Model, place: Place, row: Row, needs: Gradients) -> P
         read = place.attention(4.0 * q * row.pairs)
         keys = row.pairs / max(row.readers, 1)
         moved = place.moves(2 * row.readers * q + 2 * T * q + 2 * keys * (3 * k + q), 9)    # readers out, keys repeated, readers back
-        total += Pass(read.forward + moved, read.backward + moved.scaled(1.5) if passes else NOTHING)
+        done = Pass(read.forward + moved, read.backward + moved.scaled(1.5) if passes else NOTHING)
+        total += done.again(done.forward) if passes and "cross_attention" in recomputed(model) else done
     if x.ffn:
         total += feed_forward(place, row, H, x.ffn, own, passes)
     return total
@@ -145,5 +163,5 @@ def answer(model: Model, place: Place, row: Row, trains: bool, passes: bool) -> 
 
 
 def small_sums(place: Place, supervised: int) -> Cost:
-    """The three all-reduces of vocabulary-parallel cross-entropy: one fp32 number a supervised token each."""
-    return place.reduce(2 * supervised, 1).scaled(3)
+    """Vocabulary-parallel cross-entropy's one message: three fp32 numbers a supervised token of every rank."""
+    return place.gather(6 * supervised * place.tensor, 1)

@@ -15,17 +15,22 @@ from nvlm_train.planning.cost import NOTHING, Pass, Place
 _BACKWARD = 1.7
 
 
-def encode(v: Vision, place: Place, tiles: int, trains: bool) -> Pass:
-    """Tiles through the encoder. A frozen one runs forward only."""
+def encode(v: Vision, place: Place, tiles: int, trains: bool, share: bool = False, again: bool = False) -> Pass:
+    """Tiles through the encoder. A frozen one runs forward only. share: tiles are shared out, and their features gathered. again: its
+    layers are computed again in the backward pass."""
     if not tiles:
         return Pass()
+    if share and place.tensor > 1:
+        features = place.gather(-(-tiles // place.tensor) * place.tensor * TileGeometry(v.tile_size, v.patch).patches, v.hidden)
+        return encode(v, replace(place, tensor=1), -(-tiles // place.tensor), trains) + Pass(features)
     place = replace(place, sequence=False)
     patches = TileGeometry(v.tile_size, v.patch).patches
     tokens = tiles * (patches + v.class_token)
     pixels = 3 * v.tile_size**2 * tiles
     first = place.linear(tiles * patches, 3 * v.patch**2, v.hidden, trains, False)
     first += Pass(place.moves(7 * pixels + 6 * tokens * v.hidden, 8))      # bytes to normalised numbers; class token, positions
-    whole = first + _layer(v, place, tiles, tokens, trains).scaled(v.layers)
+    layers = _layer(v, place, tiles, tokens, trains).scaled(v.layers)
+    whole = first + (layers.again(layers.forward) if again else layers)
     return whole if trains else Pass(whole.forward)
 
 

@@ -21,20 +21,24 @@ class Link:
 
 @dataclass(frozen=True)
 class Fabric:
-    """One rank's machine, and its links within a layer (tensor), between stages (pipeline) and between replicas (data)."""
+    """One rank's machine, and its links within a layer (tensor), between stages (pipeline), between all that hold the same weights
+    (data) and within a row (context; None: rows are not shared)."""
 
     machine: Machine
     tensor: Link
     pipeline: Link
     data: Link
+    context: Link | None = None
 
     def place(self, layout: Layout) -> Place:
-        return Place(self.machine, layout.tensor, layout.sequence and layout.tensor > 1, self.tensor.bandwidth, self.tensor.latency_s)
+        shared = () if self.context is None else (layout.context, self.context.bandwidth, self.context.latency_s)
+        return Place(self.machine, layout.tensor, layout.sequence and layout.tensor > 1, self.tensor.bandwidth, self.tensor.latency_s,
+                     *shared)
 
 
 def fabric(cluster: Cluster, layout: Layout, rates: Rates = MEASURED) -> Fabric:
-    """Ranks are numbered tensor first, then data, then pipeline (Megatron's order), node after node."""
-    replicas = max(1, cluster.world // (layout.tensor * layout.pipeline))
+    """Ranks are numbered tensor first, then context, data, pipeline (Megatron's order), node after node."""
+    copies = max(1, cluster.world // (layout.tensor * layout.pipeline))
 
     def link(ranks: int, stride: int) -> Link:
         inside = cluster.within_node(ranks, stride)
@@ -47,4 +51,5 @@ def fabric(cluster: Cluster, layout: Layout, rates: Rates = MEASURED) -> Fabric:
             return Link(cluster.gpu.link * rates.link, rates.latency_s)
         return Link(cluster.gpu.network * rates.network, rates.network_latency_s)
 
-    return Fabric(machine(cluster.gpu, rates), link(layout.tensor, 1), neighbour(layout.tensor * replicas), link(replicas, layout.tensor))
+    return Fabric(machine(cluster.gpu, rates), link(layout.tensor, 1), neighbour(layout.tensor * copies), link(copies, layout.tensor),
+                  link(layout.context, layout.tensor) if layout.context > 1 else None)

@@ -4,25 +4,24 @@ Weights, gradients and optimizer are exact (`parameters`, and the padding of Meg
 kilobytes (`activations`); the fullest moment around it is close (`workspace`). `outside` is an allowance, no result: what CUDA, NCCL,
 cuBLAS and the allocator's fragments take beside the tensors.
 
-Modelled are bf16 and torch's own kernels. In fp32 attention takes other ways, and Transformer Engine's layers keep less. Features that
+Modelled are bf16 and torch's own kernels, its fp8 too (with compiled casts). In fp32 attention takes other ways, and Transformer Engine's layers keep less. Features that
 were cached need no more than the encoder does.
 """
 
-import math
 from dataclasses import dataclass, fields
 
-from nvlm_train.config.schema import Run
+from nvlm_train.config.schema import Run, Train
 from nvlm_train.config.split import stage_layers
 from nvlm_train.geometry import with_thumbnail
-from nvlm_train.model.parameters import Parameter, rank_parameters, trained_names
+from nvlm_train.model.parameters import rank_parameters, trained_names
 from nvlm_train.planning.activations import Kept, kept
+from nvlm_train.planning.buffers import bucket_size, buffer_elements, shard_elements
 from nvlm_train.planning.rows import RowSize, fullest
 from nvlm_train.planning.schedule import FORWARD, order
-from nvlm_train.planning.sizes import FP32, Sizes
-from nvlm_train.planning.workspace import gather_buffer, largest, message, waiting
+from nvlm_train.planning.sizes import FP32, Sizes, sizes_of
+from nvlm_train.planning.workspace import cast_weights, gather_buffer, largest, message, waiting
 
 OUTSIDE = 3 << 30       # CUDA context 0.5 GiB, NCCL's buffers of several groups 1 GiB, cuBLAS and fragments the rest: an assumption
-_ALIGNED, _BUCKET = 64, 128     # elements: Megatron's buffer begins each parameter and ends each bucket at such a multiple
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,9 @@ class Memory:
     """Bytes of one rank at its fullest moment.
 
     weights: all parameters, in the compute dtype; gradients: of the trained ones, fp32; optimizer: this rank's share of fp32 master
-    weights (bf16 training) and two moments; activations: what the layers of all rows in flight keep; images: tiles, encoder and
+    weights (bf16 training) and two moments (`train.optimizer_state`); activations: what the layers of all rows in flight keep; images: tiles, encoder and
     connector; logits: supervised tokens times vocabulary; communication: gather buffer and messages between stages; workspace:
-    what the fullest moment needs beside all that.
+    what the fullest moment needs beside all that, with fp8 by torch also the cast weights.
     """
 
     weights: int
@@ -61,11 +60,13 @@ def rank_memory(run: Run, world: int, pipeline_rank: int, row: RowSize | None = 
     row: the sizes of every row; default: the fullest that the budgets allow. The run's rules and a world that the layout divides are
     taken to hold.
     """
-    s = Sizes(run, row or fullest(run))
-    data = world // (run.layout.tensor * run.layout.pipeline * run.layout.context)
-    weights, gradients, optimizer = _standing(run, data, pipeline_rank, s.b)
-    parts = kept(run, s.row, pipeline_rank)
+    s, whole = sizes_of(run, row), row or fullest(run)
+    shared = world // (run.layout.tensor * run.layout.pipeline)     # context-parallel ranks share gradients and optimizer too
+    data = shared // run.layout.context
+    weights, gradients, optimizer = _standing(run, shared, pipeline_rank, s.b)
+    parts = kept(run, whole, pipeline_rank)
     flight, extra, sent = _fullest_moment(s, pipeline_rank, parts)
+    extra += sum(cast_weights(s, layers) for layers in stage_layers(run.model.language.layers, run.layout, pipeline_rank))
     return Memory(weights, gradients, optimizer,
                   activations=sum(part.layers + part.fusion for part in flight),
                   images=tile_bytes(s, data, pipeline_rank) + sum(part.vision + part.connector for part in flight),
@@ -82,42 +83,29 @@ def _standing(run: Run, data: int, pipeline_rank: int, compute: int) -> tuple[in
     """Bytes of weights, gradients and optimizer state, which stand through the whole run."""
     weights = gradients = optimizer = 0
     names = trained_names(run.model, tuple(run.train.trainable))
-    for chunk in rank_parameters(run, pipeline_rank):
+    for number, chunk in enumerate(rank_parameters(run, pipeline_rank)):
         training = [parameter for parameter in chunk if parameter.name in names]
-        buffer = buffer_elements(training, data)
+        size = bucket_size(run.layout, data, pipeline_rank, number)
+        buffer = buffer_elements(training, data, size)
         weights += (sum(p.elements for p in chunk) - sum(p.elements for p in training) + buffer) * compute
         gradients += buffer * FP32
-        optimizer += max(shard_elements(training, data)) * FP32 * (3 if compute < FP32 else 2)
+        optimizer += max(shard_elements(training, data, size)) * (FP32 * (compute < FP32) + 2 * moment_bytes(run.train))
     return weights, gradients, optimizer
 
 
-def buffer_elements(parameters: list[Parameter], data: int) -> int:
-    """Of Megatron's parameter buffer (and of its gradients'): every parameter aligned, the whole divisible among `data` ranks."""
-    aligned = sum(-(-p.elements // _ALIGNED) * _ALIGNED for p in parameters)
-    whole = math.lcm(data, _BUCKET)
-    return -(-aligned // whole) * whole
-
-
-def shard_elements(parameters: list[Parameter], data: int) -> list[int]:
-    """Elements whose optimizer state each data-parallel rank holds: its share of the buffer, less the padding in it."""
-    share = buffer_elements(parameters, data) // data
-    held, start = [0] * data, 0
-    for parameter in reversed(parameters):          # Megatron fills its buffer from the last parameter to the first
-        end = start + parameter.elements
-        for rank in range(start // share, -(-end // share)):
-            held[rank] += min(end, (rank + 1) * share) - max(start, rank * share)
-        start = -(-end // _ALIGNED) * _ALIGNED
-    return held
+def moment_bytes(train: Train) -> int:
+    """Of one number of one of AdamW's two moments."""
+    return FP32 if train.optimizer_state == "fp32" else FP32 // 2
 
 
 def tile_bytes(s: Sizes, data: int, pipeline_rank: int) -> int:
-    """uint8 tiles on the first stage: of one row; with several tensor-parallel ranks, which are sent them all at once, those of all
-    samples of a step, each with as many as it may have (`engine.feed`)."""
+    """uint8 tiles on the first stage: of one row; with several tensor- or context-parallel ranks, which are sent them all at once, those
+    of all samples of a step, each with as many as it may have (`engine.feed`)."""
     if pipeline_rank:
         return 0
     run, limits = s.run, s.run.data
     tile = 3 * run.model.vision.tile_size**2
-    if run.layout.tensor == 1:
+    if run.layout.tensor * run.layout.context == 1:
         return s.row.tiles * tile
     return -(-run.train.global_batch // data) * with_thumbnail(limits.max_tiles, limits.thumbnail) * tile
 

@@ -4,7 +4,7 @@ torch's own fake process group answers every collective at once, its meta device
 CUDA is given meta, so that the model takes the way that it takes on a GPU: flash attention, fused norms, bf16.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,9 +14,12 @@ from megatron.core.tensor_parallel.random import CheckpointFunction
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map_only
 
 from nvlm_train.config.schema import Layout
 from nvlm_train.errors import NvlmError
+from nvlm_train.model import elementwise
 from nvlm_train.parallel import cpu
 from nvlm_train.parallel.groups import Groups, clear, lay_out
 
@@ -52,6 +55,16 @@ def _flash_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask=None, dropout_p:
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, False, scale=scale)[0]
 
 
+def _as_one_kernel(function: Callable) -> Callable:
+    """In place of torch.compile: what the function gives, and nothing of what it makes on the way."""
+    def run(*arguments):
+        with _disable_current_modes():
+            out = function(*arguments)
+        return tree_map_only(Tensor, torch.empty_like, out)     # made where it is seen
+
+    return run
+
+
 class _MetaMeansCuda(TorchFunctionMode):
     """Tensors asked of CUDA are made on meta, and tensors on meta say that they are on CUDA."""
 
@@ -82,13 +95,16 @@ def machine(layout: Layout, rank: int, world: int) -> Iterator[Groups]:
         raise NvlmError("this process has joined a job already: simulate ranks in a process of their own")
     cpu.enable()
     current, new_group, backward = torch.cuda.current_device, dist.new_group, CheckpointFunction.backward
+    compile_ = torch.compile
 
     def recomputing(*args):
         with _MetaMeansCuda():      # a backward pass runs outside of the mode that it was started in
             return backward(*args)
 
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    elementwise.kernel.cache_clear()
     try:
+        torch.compile = _as_one_kernel
         torch.cuda.current_device = lambda: META
         dist.new_group = lambda *args, **kwargs: new_group(*args, **{**kwargs, "backend": "fake"})     # Megatron asks for gloo too
         CheckpointFunction.backward = staticmethod(recomputing)
@@ -97,5 +113,6 @@ def machine(layout: Layout, rank: int, world: int) -> Iterator[Groups]:
     finally:
         clear()
         dist.destroy_process_group()
-        torch.cuda.current_device, dist.new_group = current, new_group
+        torch.cuda.current_device, dist.new_group, torch.compile = current, new_group, compile_
+        elementwise.kernel.cache_clear()
         CheckpointFunction.backward = staticmethod(backward)

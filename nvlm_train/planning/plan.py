@@ -9,6 +9,7 @@ from nvlm_train.config.split import row_multiple
 from nvlm_train.model.accounting import Parts, SampleWork
 from nvlm_train.planning.devices import GIB, Cluster
 from nvlm_train.planning.fabric import Fabric, fabric
+from nvlm_train.planning.layer_times import LayerTimes
 from nvlm_train.planning.memory import Memory, rank_memory, run_memory
 from nvlm_train.planning.step import Step, packed_steps, typical_step
 from nvlm_train.planning.timing import Memo, StepTime, step_time, useful_of
@@ -31,7 +32,7 @@ class Bench:
 
     def replicas(self, run: Run) -> int:
         """Data-parallel size of a layout that divides the cluster."""
-        return self.cluster.world // (run.layout.tensor * run.layout.pipeline)
+        return self.cluster.world // (run.layout.tensor * run.layout.pipeline * run.layout.context)
 
     def step(self, run: Run) -> Step:
         key = (self.replicas(run), row_multiple(run.layout), run.data.pack_tokens, run.data.pack_tiles)
@@ -49,8 +50,9 @@ class Bench:
         return step_time(run, self.fabric(run), self.step(run), self.replicas(run), self.useful, self.memo)
 
 
-def bench_of(run: Run, cluster: Cluster, samples: Sequence[SampleWork]) -> Bench:
-    return Bench(cluster, samples, useful_of(run, samples))
+def bench_of(run: Run, cluster: Cluster, samples: Sequence[SampleWork], measured: LayerTimes | None = None) -> Bench:
+    """measured: of this run (`layer_times.refuse_unlike`)."""
+    return Bench(cluster, samples, useful_of(run, samples), Memo(measured))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from nvlm_train.planning.cost import KINDS
 from nvlm_train.planning.plan import Plan
 
 _NAMES = {"matmul": "matrix products", "attention": "attention", "elementwise": "element by element work",
-          "waiting": "waiting for tensor-parallel messages"}
+          "waiting": "waiting for tensor- and context-parallel messages"}
 _TOLD = 0.1     # of the whole difference: smaller parts are left out
 
 
@@ -35,11 +35,18 @@ def compared(plan: Plan, other: Plan) -> str:
 
 def overrides(run: Run, than: Run) -> list[str]:
     """Words that turn the stage of `than` into that of `run`, as they are typed."""
-    return [f"stages.{run.stage}.{key}={'null' if value is None else str(value).lower()}" for key, value in _changes(run, than)]
+    return [f"stages.{run.stage}.{key}={_typed(value)}" for key, value in _changes(run, than)]
+
+
+def _typed(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    return "null" if value is None else str(value).lower()
 
 
 def _changes(run: Run, than: Run) -> Iterator[tuple[str, object]]:
-    for group, names in (("layout", ("tensor", "pipeline", "virtual", "sequence", "first_stage_layers")), ("model", ("recompute",)),
+    for group, names in (("layout", ("tensor", "pipeline", "context", "virtual", "sequence", "first_stage_layers", "share_tiles")),
+                         ("model", ("recompute", "recompute_parts")),
                          ("data", ("pack_tokens", "pack_tiles"))):
         for name in names:
             value = getattr(getattr(run, group), name)
@@ -52,6 +59,10 @@ def settings(run: Run) -> str:
     layout, found = run.layout, [f"TP {run.layout.tensor}", f"PP {run.layout.pipeline}"]
     if layout.virtual > 1:
         found.append(f"x {layout.virtual}")
+    if layout.context > 1:
+        found.append(f"CP {layout.context}")
     if layout.first_stage_layers is not None:
         found.append(f"{layout.first_stage_layers} layers first")
+    if layout.share_tiles:
+        found.append("tiles shared out")
     return f"{' '.join(found)}, recompute {run.model.recompute}, rows {run.data.pack_tokens:,} / {run.data.pack_tiles}"

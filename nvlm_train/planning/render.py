@@ -27,6 +27,7 @@ def show(told: dict, to: Console) -> None:
         _memory(own, to)
         _flops(own, to)
         _seconds(own, to)
+        _sources(own["layer_times"], to)
     to.print("assumed, since no shards were read:" if told["assumed"] else "samples: drawn from the stage's own shards", style="bold")
     for sentence in told["assumed"]:
         to.print(f"  {sentence}")
@@ -55,13 +56,17 @@ def _heading(own: dict, to: Console) -> None:
 
 
 def _memory(own: dict, to: Console) -> None:
-    rows = [[str(rank["rank"]), " ".join(f"{first}–{end - 1}" if end > first else "none" for first, end in rank["layers"]),
-             *(gib(rank[name]) for name in _MEMORY), gib(rank["total"])] for rank in own["memory"]]
+    rows = [[str(rank["rank"]), _held(rank), *(gib(rank[name]) for name in _MEMORY), gib(rank["total"])] for rank in own["memory"]]
     _table(to, f"memory of a rank, GiB (the {own['gpu']} has {gib(own['gpu_memory'])})", ["stage", "layers", *_MEMORY, "total"], rows, 2)
     if own["tight"]:
         fullest = own["memory"][own["fullest"]]
         to.print(f"tight: rank {fullest['rank']} needs {fullest['total'] / own['gpu_memory']:.0%} of the memory, and predictions may be "
                  f"{MEMORY_ERROR:.0%} too low\n")
+
+
+def _held(rank: dict) -> str:
+    """The decoder layers of a stage."""
+    return " ".join(f"{first}–{end - 1}" if end > first else "none" for first, end in rank["layers"])
 
 
 def _flops(own: dict, to: Console) -> None:
@@ -74,12 +79,28 @@ def _flops(own: dict, to: Console) -> None:
 def _seconds(own: dict, to: Console) -> None:
     rows = [[name, f"{seconds:.3f}"] for name, seconds in own["parts"].items() if seconds >= 0.0005]
     _table(to, "where a step's seconds go (work: of the busiest stage)", ["", "s"], rows)
-    rows = [[str(rank), f"{own['busy'][rank]:.2f}", *(f"{sent[name] / 1e9:.1f}" for name in ("tensor", "pipeline", "data"))]
-            for rank, sent in enumerate(own["volumes"])]
-    _table(to, f"stages of a step: seconds at work (the pipeline is idle for {own['bubble']:.0%}), GB that a rank sends by group",
-           ["stage", "s", "tensor", "pipeline", "data"], rows)
+    groups = ["tensor", "pipeline", "data"] + ["context"] * any(sent["context"] for sent in own["volumes"])
+    rows = [[str(rank), _held(own["memory"][rank]), f"{busy:.2f}", f"{busy / own['pipeline_s']:.0%}", f"{1 - busy / own['pipeline_s']:.0%}",
+             *(f"{sent[name] / 1e9:.1f}" for name in groups)]
+            for rank, (busy, sent) in enumerate(zip(own["busy"], own["volumes"], strict=True))]
+    _table(to, "stages of a step: seconds at work and their share of the pipeline's, GB that a rank sends by group",
+           ["stage", "layers", "s", "busy", "idle", *groups], rows, 2)
+    to.print(f"the pipeline takes {own['pipeline_s']:.2f} s, of which stages are idle for {own['bubble']:.0%}; a mean stage has "
+             f"{own['balance']:.0%} of the busiest one's work\n")
     to.print(f"step {own['step_s']:.2f} s, {own['samples_per_s']:,.1f} samples/s, MFU {own['mfu']:.1%}; {own['steps']:,} steps: "
              f"{own['days']:.1f} days, {own['gpu_hours']:,.0f} GPU-hours\n", style="bold")
+
+
+def _sources(measured: dict | None, to: Console) -> None:
+    """Where the times are from, part by part, if some are not modelled."""
+    if measured is None:
+        return
+    rows = [[name, *(f"{part[key] * 1e3:.2f}" for key in ("forward_s", "backward_s", "modelled_forward_s", "modelled_backward_s"))]
+            for name, part in measured["parts"].items()]
+    _table(to, f"measured on {measured['device']}, torch {measured['torch']}, megatron-core {measured['megatron_core']} ({measured['file']}): "
+               f"ms of a row of {measured['row']['tokens']:,} tokens and {measured['row']['tiles']} tiles on one rank",
+           ["part", "forward", "backward", "modelled", "modelled"], rows)
+    to.print("modelled: messages of every group, update, what another row differs by, and how seconds divide into kinds of work\n")
 
 
 def _proposals(told: dict, to: Console) -> None:

@@ -45,11 +45,21 @@ def _own(plan: Plan) -> dict:
         "memory": [_memory(plan, rank) for rank in range(run.layout.pipeline)], "fullest": plan.fullest, "tight": not plan.fits_surely,
         "sample": means(plan.bench.samples), "rows": len(plan.step.rows), "fill": plan.step.fill, "imbalance": plan.step.imbalance,
         "flops": {name: {"useful": getattr(time.useful, name), "done": getattr(time.done, name)} for name in COMPONENTS},
-        "bubble": time.pipeline.bubble, "busy": list(time.pipeline.busy),
+        "bubble": time.pipeline.bubble, "balance": time.pipeline.balance, "busy": list(time.pipeline.busy),
+        "pipeline_s": time.pipeline.seconds, "layer_times": _parts_measured(plan),
         "volumes": [vars(volumes) for volumes in time.volumes],
         "step_s": time.seconds, "parts": parts(plan), "mfu": plan.mfu, "samples_per_s": run.train.global_batch / time.seconds,
         "steps": run.train.steps, "days": plan.days, "gpu_hours": plan.gpu_hours,
     }
+
+
+def _parts_measured(plan: Plan) -> dict | None:
+    """None where all times are modelled."""
+    measured = plan.bench.memo.measured
+    if measured is None:
+        return None
+    return {"file": measured.path, "device": measured.device, "torch": measured.torch, "megatron_core": measured.megatron_core,
+            "row": vars(measured.row), "parts": measured.beside_the_model(plan.run, plan.bench.fabric(plan.run).place(plan.run.layout))}
 
 
 def _memory(plan: Plan, rank: int) -> dict:

@@ -1,8 +1,9 @@
 """The fullest row that a run's budgets allow: what memory must be found for, whatever a step happens to hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nvlm_train.config.schema import Run
+from nvlm_train.config.split import CHUNKS
 from nvlm_train.geometry import geometry_of, with_thumbnail
 
 
@@ -13,6 +14,8 @@ class RowSize:
     tokens: T, padding included; tiles: n, of which `shown` stand in the sequence and the others in the memory; supervised: tokens
     with a loss, K; memory: tokens of the memory, tags included; tags: those of them that are tags; readers: tokens of the sequence
     that read the memory; keys: memory tokens that they read, each once for every span of readers that reads it; spans: of readers.
+    attended, placed: where a row is shared out, what a rank's part needs beyond its own (`rank_size`): tokens whose keys and
+    values its attention reads, and visual tokens put into its sequence and memory.
     """
 
     tokens: int
@@ -24,6 +27,8 @@ class RowSize:
     readers: int = 0
     keys: int = 0
     spans: int = 0
+    attended: int | None = None
+    placed: int | None = None
 
 
 def fullest(run: Run) -> RowSize:
@@ -49,3 +54,16 @@ def fullest(run: Run) -> RowSize:
     tags = kept * model.tags.max_tokens if tagged else 0
     memory = kept * each + tags
     return RowSize(T, data.pack_tiles, T - 1, shown, memory, tags, readers=T if kept else 0, keys=memory, spans=int(kept > 0))
+
+
+def rank_size(run: Run, size: RowSize) -> RowSize:
+    """The fullest rank's part of a row of this size. Attention reads most keys where the row is one long sample: those of the first
+    and of the last chunk. Its two chunks may read each memory tile once more than the whole row's one span."""
+    ranks = run.layout.context
+    if ranks == 1:
+        return size
+    tokens, each = size.tokens // ranks, geometry_of(run.model).tokens
+    kept = size.tiles - size.shown
+    return replace(size, tokens=tokens, tiles=-(-size.tiles // ranks), supervised=min(size.supervised, tokens),
+                   readers=min(size.readers, tokens), keys=size.keys + size.memory * (size.readers > 0),
+                   attended=size.tokens + size.tokens // (CHUNKS * ranks), placed=min(tokens, size.shown * each) + kept * each)

@@ -6,22 +6,39 @@ taken as they are.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 FORWARD, BACKWARD = 0, 1
 Work = tuple[int, int, int]     # (FORWARD or BACKWARD, piece, row)
 
 
+class Span(NamedTuple):
+    """One work of a stage, and when it is at it, in seconds from the start of the step; sending what it made comes after `end`."""
+
+    kind: int
+    piece: int
+    row: int
+    begin: float
+    end: float
+
+
 @dataclass(frozen=True)
 class Played:
-    """seconds: until the last stage is done; busy: of each stage, seconds with something to do."""
+    """seconds: until the last stage is done; busy: of each stage, seconds with something to do; spans: what, in its order."""
 
     seconds: float
     busy: tuple[float, ...]
+    spans: tuple[tuple[Span, ...], ...]
 
     @property
     def bubble(self) -> float:
         """Share of all stages' time in which they have nothing to do."""
         return 1 - sum(self.busy) / (len(self.busy) * self.seconds) if self.seconds else 0.0
+
+    @property
+    def balance(self) -> float:
+        """A mean stage's work over the busiest one's: 1 if all have equally much to do. What it lacks no number of rows makes up for."""
+        return sum(self.busy) / len(self.busy) / max(self.busy) if max(self.busy) else 1.0
 
 
 def play(forward: Sequence[Sequence[float]], backward: Sequence[Sequence[float]], stages: int, message_s: float = 0.0) -> Played:
@@ -35,6 +52,7 @@ def play(forward: Sequence[Sequence[float]], backward: Sequence[Sequence[float]]
     orders = [list(order(stage, stages, pieces // stages, rows)) for stage in range(stages)]
     clock, busy, at = [0.0] * stages, [0.0] * stages, [0] * stages
     done: dict[Work, float] = {}
+    spans: list[list[Span]] = [[] for _ in range(stages)]
     left = sum(map(len, orders))
     while left:
         before = left
@@ -47,14 +65,16 @@ def play(forward: Sequence[Sequence[float]], backward: Sequence[Sequence[float]]
                 kind, piece, row = work
                 seconds = durations[kind][piece][row]
                 sends = message_s if stages > 1 and piece != (pieces - 1 if kind == FORWARD else 0) else 0.0
-                clock[stage] = max(clock[stage], ready) + seconds + sends
+                begin = max(clock[stage], ready)
+                spans[stage].append(Span(kind, piece, row, begin, begin + seconds))
+                clock[stage] = begin + seconds + sends
                 busy[stage] += seconds
                 done[work] = clock[stage]
                 at[stage] += 1
                 left -= 1
         if left == before:
             raise ValueError(f"{rows} rows over {stages} stages of {pieces // stages} pieces wait for each other")
-    return Played(max(clock), tuple(busy))
+    return Played(max(clock), tuple(busy), tuple(map(tuple, spans)))
 
 
 def _ready(work: Work, pieces: int, done: dict[Work, float]) -> float | None:

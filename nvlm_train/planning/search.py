@@ -8,6 +8,7 @@ from heapq import heapify, heappop, heappush
 from nvlm_train.config import rules
 from nvlm_train.config.schema import Layout, Run
 from nvlm_train.model.parameters import rank_parameters, trained_names
+from nvlm_train.planning.memory import moment_bytes
 from nvlm_train.planning.plan import Bench, Plan
 
 PIPELINES, VIRTUAL, RECOMPUTE = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16), (1, 2), ("none", "selective", "full")
@@ -36,19 +37,42 @@ def search(run: Run, bench: Bench) -> Found:
 
 def _possible(run: Run, bench: Bench, refused: Counter) -> Iterator[Run]:
     """Every split that the rules and the cluster allow, without recomputation."""
-    run, world, per_node = _recomputing(run, RECOMPUTE[0]), bench.cluster.world, bench.cluster.per_node
-    for tensor in (1, 2, 4, 8, 16):
+    run, world, per_node = _recomputing(run, _levels(run, bench)[0]), bench.cluster.world, bench.cluster.per_node
+    measured = bench.memo.measured is not None      # with one way of sharing out a layer
+    for tensor in (run.layout.tensor,) if measured else (1, 2, 4, 8, 16):
         if tensor > per_node:
             if tensor <= world:
                 refused[f"layout.tensor of more than the {per_node} GPUs of a node"] += 1
             continue
-        for pipeline in (p for p in PIPELINES if p * tensor <= world):
-            if world % (tensor * pipeline):
-                refused[f"{world} GPUs are no multiple of layout.tensor x layout.pipeline"] += 1
+        context = run.layout.context
+        for pipeline in (p for p in PIPELINES if p * tensor * context <= world):
+            if world % (tensor * pipeline * context):
+                refused[f"{world} GPUs are no multiple of layout.tensor x layout.pipeline"
+                        + (f" x layout.context={context}" if context > 1 else "")] += 1
                 continue
             base = replace(run, layout=replace(run.layout, tensor=tensor, pipeline=pipeline, virtual=1, first_stage_layers=None,
-                                               sequence=tensor > 1))
-            yield from _splits(base, bench, refused)
+                                               sequence=run.layout.sequence if measured else tensor > 1, share_tiles=False))
+            for split in _encoders(base, bench):
+                yield from _splits(split, bench, refused)
+
+
+def _encoders(base: Run, bench: Bench) -> Iterator[Run]:
+    """The encoder split over the tensor-parallel ranks; and whole on each, its tiles shared out, where that is possible and sooner done.
+    Layer times that were measured are of an encoder that is split."""
+    yield base
+    shared = replace(base, layout=replace(base.layout, share_tiles=True))
+    if bench.memo.measured or base.layout.tensor == 1:
+        return
+    if not rules.problems(replace(shared, layout=Layout(base.layout.tensor, share_tiles=True))):
+        split, whole = (sum(bench.memo.costs(run, bench.fabric(run), row).vision.forward.seconds(bench.fabric(run).machine)
+                            for row in bench.step(run).rows) for run in (base, shared))
+        if whole < split:
+            yield shared
+
+
+def _levels(run: Run, bench: Bench) -> tuple[str, ...]:
+    """What may be recomputed, least first: where parts were measured, what they were measured with."""
+    return (run.model.recompute,) if bench.memo.measured else RECOMPUTE
 
 
 def _splits(base: Run, bench: Bench, refused: Counter) -> Iterator[Run]:
@@ -67,11 +91,12 @@ def _splits(base: Run, bench: Bench, refused: Counter) -> Iterator[Run]:
 def _first_stages(run: Run, virtual: int, bench: Bench) -> list[int | None]:
     """An even split, and the two uneven ones nearest to a first stage that takes, encoder included, as long as the others."""
     stages, layers = run.layout.pipeline, run.model.language.layers
-    if stages == 1 or rules.problems(replace(run, layout=Layout(run.layout.tensor))):
+    alone = Layout(run.layout.tensor, share_tiles=run.layout.share_tiles)
+    if stages == 1 or rules.problems(replace(run, layout=alone)):
         return [None]
     valid = [first for first in range(virtual, layers) if (layers - first) % ((stages - 1) * virtual) == 0 and first % virtual == 0]
-    alone = replace(run, layout=Layout(run.layout.tensor, sequence=run.layout.sequence))
-    costs = bench.memo.costs(alone, bench.fabric(alone), max(bench.step(alone).rows, key=lambda row: row.tiles))
+    one = replace(run, layout=replace(alone, sequence=run.layout.sequence))
+    costs = bench.memo.costs(one, bench.fabric(one), max(bench.step(one).rows, key=lambda row: row.tiles))
     layer = sum(p.forward.work + p.backward.work for p in costs.layers) / layers
     before = (costs.before.forward.work + costs.before.backward.work) / layer
     after = (costs.after.forward.work + costs.after.backward.work) / layer
@@ -81,10 +106,10 @@ def _first_stages(run: Run, virtual: int, bench: Bench) -> list[int | None]:
 
 def _too_heavy(run: Run, bench: Bench) -> bool:
     """Whether what stands through the whole run is too much for an average rank, whatever is recomputed."""
-    whole = rank_parameters(replace(run, layout=Layout(run.layout.tensor)), 0)[0]
+    whole = rank_parameters(replace(run, layout=Layout(run.layout.tensor, share_tiles=run.layout.share_tiles)), 0)[0]
     names = trained_names(run.model, run.train.trainable)
     weights, learning = sum(p.elements for p in whole), sum(p.elements for p in whole if p.name in names)
-    needed = 2 * weights + (4 + 12 / bench.replicas(run)) * learning
+    needed = 2 * weights + (4 + (4 + 2 * moment_bytes(run.train)) / (bench.replicas(run) * run.layout.context)) * learning
     return needed / run.layout.pipeline > bench.cluster.gpu.memory
 
 
@@ -104,8 +129,8 @@ def _fastest(runs: Sequence[Run], bench: Bench, refused: Counter, wanted: int) -
             continue
         if plan.fits_surely:
             found[sizes] = plan
-        elif level + 1 < len(RECOMPUTE):
-            more = Plan(_recomputing(plan.run, RECOMPUTE[level + 1]), bench)
+        elif level + 1 < len(levels := _levels(plan.run, bench)):
+            more = Plan(_recomputing(plan.run, levels[level + 1]), bench)
             heappush(waiting, (more.time.seconds, number, more, level + 1))
         else:
             refused["a rank needs more memory than the GPU surely has, whatever is recomputed"] += 1
@@ -113,13 +138,13 @@ def _fastest(runs: Sequence[Run], bench: Bench, refused: Counter, wanted: int) -
 
 
 def _recomputing(run: Run, what: str) -> Run:
-    return replace(run, model=replace(run.model, recompute=what))
+    return replace(run, model=replace(run.model, recompute=what, recompute_parts=()))
 
 
 def _other_rows(plan: Plan, refused: Counter) -> Iterator[Run]:
     """Rows of half and twice the size, and rows whose tokens and tiles run out together."""
     data, samples = plan.run.data, plan.bench.samples
-    if not data.packing:
+    if not data.packing or plan.bench.memo.measured:
         return
     tokens, tiles = sum(s.tokens for s in samples), sum(s.tiles for s in samples)
     most = max(s.tiles for s in samples)

@@ -8,14 +8,20 @@ from nvlm_train.config.schema import Layout, Run
 from nvlm_train.config.split import memory_budget, stage_layers
 from nvlm_train.model.accounting import Parts, SampleWork, trained_components, useful_flops
 from nvlm_train.model.parameters import rank_parameters, trained_names
+from nvlm_train.planning.buffers import bucket_size
 from nvlm_train.planning.cost import NOTHING, Cost, Pass
 from nvlm_train.planning.decoder_time import Row
 from nvlm_train.planning.fabric import Fabric
+from nvlm_train.planning.layer_times import LayerTimes
 from nvlm_train.planning.rates import Machine
 from nvlm_train.planning.row_time import RowCosts, row_costs
 from nvlm_train.planning.schedule import Played, play
+from nvlm_train.planning.shared import rank_row
 from nvlm_train.planning.step import Step
 
+# Bytes more a weight where moments are bf16 (`engine.optimizer.RoundedAdamW`): both read and widened, 12; a hash of the gradient in 14
+# kernels, 124; both added to, cut and written, 52.
+_WIDENED = 188
 _LAYERS, _BEHIND = "language.decoder.layers.", ("language.decoder.final_layernorm.", "language.output_layer.")
 
 @dataclass(frozen=True)
@@ -29,15 +35,20 @@ class Trained:
 
 @dataclass
 class Memo:
-    """What many layouts of one stage have in common, made once. Serves a single stage with one machine and its links within a node."""
+    """What many layouts of one stage have in common, made once. Serves a single stage with one machine and its links within a node.
+    measured: in place of the model's times of a row's parts."""
 
+    measured: LayerTimes | None = None
     rows: dict = field(default_factory=dict)
     elements: dict = field(default_factory=dict)
 
     def costs(self, run: Run, fabric: Fabric, row: Row) -> RowCosts:
-        key = (run.layout.tensor, run.layout.sequence, run.model.recompute, fabric.tensor, row)
+        layout, model = run.layout, run.model
+        key = (layout.tensor, layout.sequence, layout.context, layout.share_tiles, model.recompute, model.recompute_parts, fabric.tensor,
+               fabric.context, row)
         if key not in self.rows:
-            self.rows[key] = row_costs(run, fabric.place(run.layout), row)
+            costs = self.measured.costs if self.measured else row_costs
+            self.rows[key] = costs(run, fabric.place(layout), rank_row(row, layout.context))
         return self.rows[key]
 
     def trained(self, run: Run) -> Trained:
@@ -49,11 +60,13 @@ class Memo:
 @dataclass(frozen=True)
 class Volumes:
     """Bytes that one rank of a pipeline stage sends in a step, by group: tensor parallel, to the next and the previous stage,
-    data parallel (gradients' reduce-scatter in fp32, weights' all-gather in the compute dtype)."""
+    data parallel (gradients' reduce-scatter in fp32, weights' all-gather in the compute dtype; context-parallel ranks take part),
+    context parallel (keys and values, their gradients in fp32, visual tokens)."""
 
     tensor: float
     pipeline: float
     data: float
+    context: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,7 @@ class StepTime:
     @property
     def devices(self) -> int:
         layout = self.stages.run.layout
-        return layout.tensor * layout.pipeline * self.replicas
+        return layout.tensor * layout.pipeline * layout.context * self.replicas
 
     def utilisation(self, peak: float) -> float:
         """MFU: useful operations over what the devices could do in the step."""
@@ -93,7 +106,8 @@ class StepTime:
     def done(self) -> Parts:
         """Operations of all ranks by component, padding, dummy heads and recomputation included."""
         one = sum((row.operations for row in self.stages.rows), Parts())
-        return one.scaled(self.stages.run.layout.tensor * self.replicas)
+        layout = self.stages.run.layout
+        return one.scaled(layout.tensor * layout.context * self.replicas)
 
     @cached_property
     def kinds(self) -> Cost:
@@ -104,17 +118,20 @@ class StepTime:
     def volumes(self) -> tuple[Volumes, ...]:
         """Of each pipeline rank."""
         layout, rows = self.stages.run.layout, len(self.stages.rows)
-        return tuple(Volumes(self.stages.sum(rank).sent, _exchanged(layout, rank, self.message, rows), sent)
-                     for rank, (_, sent) in enumerate(self.updates))
+        sums = [self.stages.sum(rank) for rank in range(layout.pipeline)]
+        return tuple(Volumes(done.sent, _exchanged(layout, rank, self.message, rows), sent, done.exchanged)
+                     for rank, (done, (_, sent)) in enumerate(zip(sums, self.updates, strict=True)))
 
 
 def step_time(run: Run, fabric: Fabric, step: Step, replicas: int, useful: Parts, memo: Memo | None = None) -> StepTime:
     """useful: operations of the whole step (`useful_of`); memo: shared by the layouts of one stage that are compared."""
     memo, machine, layout = memo or Memo(), fabric.machine, run.layout
     stages = Stages(run, [memo.costs(run, fabric, row) for row in step.rows])
+    forward, backward = stages.seconds(machine)
     message = _message(run, step.rows[0].tokens, machine.number_bytes)
-    played = play(*stages.seconds(machine), layout.pipeline, fabric.pipeline.seconds(message) if layout.pipeline > 1 else 0.0)
-    updates = tuple(_update(run, fabric, rank, replicas, memo.trained(run)) for rank in range(layout.pipeline))
+    played = play(forward, backward, layout.pipeline, fabric.pipeline.seconds(message) if layout.pipeline > 1 else 0.0)
+    updates = tuple(_update(run, fabric, rank, replicas * layout.context, memo.trained(run), _beside(layout, rank, forward, backward))
+                    for rank in range(layout.pipeline))
     return StepTime(stages, played, updates, machine.step_s, message, useful, replicas)
 
 
@@ -170,7 +187,7 @@ def _message(run: Run, tokens: int, number_bytes: int) -> float:
     """Bytes between two stages for one row: hidden states, and room for the image memory behind them."""
     layout = run.layout
     slices = layout.tensor if layout.sequence else 1
-    return (tokens + memory_budget(run.model, run.data.pack_tiles, layout.tensor)) // slices * run.model.language.hidden * number_bytes
+    return (tokens // layout.context + memory_budget(run.model, run.data.pack_tiles, layout.tensor)) // slices * run.model.language.hidden * number_bytes
 
 
 def _exchanged(layout: Layout, rank: int, message: float, rows: int) -> float:
@@ -197,15 +214,29 @@ def trained_elements(run: Run) -> Trained:
     return Trained(before, tuple(layers), after)
 
 
-def _update(run: Run, fabric: Fabric, rank: int, replicas: int, elements: Trained) -> tuple[float, float]:
-    """(seconds, bytes sent) of a rank after its last backward. Nothing of it is overlapped (`engine/megatron.py`)."""
+def _beside(layout: Layout, rank: int, forward: list[list[float]], backward: list[list[float]]) -> tuple[float, float]:
+    """Seconds of computing that data-parallel messages of a pipeline rank go beside (`engine/overlap.py`): of the last row's backward
+    for the gradients, of the next step's first row's forward for the weights. The first rank's go in buckets while it is at it, a
+    later rank's in one while those before it are."""
+    pieces = range(max(rank, 1) if layout.overlap else 0)
+    return sum(backward[piece][-1] for piece in pieces), sum(forward[piece][0] for piece in pieces)
+
+
+def _update(run: Run, fabric: Fabric, rank: int, copies: int, elements: Trained, beside: tuple[float, float]) -> tuple[float, float]:
+    """(seconds, bytes sent) of a rank after its last backward, and what it waits for in the next step's first forward. On the first
+    rank one bucket goes beside nothing: the last gradients are made last, the first weights are needed first. copies: ranks that hold
+    the same weights."""
     machine, layout = fabric.machine, run.layout
     held = stage_layers(run.model.language.layers, layout, rank)
     count = sum(elements.layers[number] for layers in held for number in layers)
     count += elements.before * (rank == 0) + elements.after * (rank == layout.pipeline - 1)
     if not count:
         return 0.0, 0.0
-    share = (replicas - 1) / replicas
+    share = (copies - 1) / copies
     summed, handed_out = 4 * count * share, machine.number_bytes * count * share
-    seconds = machine.moved(machine.clear_bytes * count + machine.update_bytes * count / replicas)
-    return seconds + fabric.data.seconds(summed) + fabric.data.seconds(handed_out), summed + handed_out
+    each = machine.update_bytes + (_WIDENED if run.train.optimizer_state == "bf16" else 0)
+    seconds = machine.moved(machine.clear_bytes * count + each * count / copies)
+    alone = min(1.0, (bucket_size(layout, copies, 0, 0) or count) / count) if rank == 0 else 0.0
+    for message, work in zip(map(fabric.data.seconds, (summed, handed_out)), beside, strict=True):
+        seconds += max(message - work, message * alone)
+    return seconds, summed + handed_out

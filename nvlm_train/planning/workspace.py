@@ -4,17 +4,22 @@ Each moment is told relative to everything that the row keeps: tensors made for 
 workspaces are not counted. The legend is that of `sizes`.
 """
 
+import math
+
+from nvlm_train.config.fp8_layers import FC1, FC2, QKV, linears
 from nvlm_train.config.layers import cross_layers
-from nvlm_train.config.split import padded_size
-from nvlm_train.planning.activations import Kept, decoder_layer
+from nvlm_train.config.split import encoder_tensor, padded_size
+from nvlm_train.kernels import LOGITS_AT_ONCE
+from nvlm_train.planning.activations import Kept, connector, decoder_layer, vision_layer
 from nvlm_train.planning.sizes import FP32, Sizes
 
 
 def gather_buffer(s: Sizes) -> int:
     """Megatron's one buffer for gathered inputs under sequence parallelism, [T, H] or, where longer, the memory."""
-    if s.slices == 1 or not s.trains("language.decoder."):      # frozen linears gather into tensors of their own
-        return 0
-    memory = -(-s.row.memory // s.slices) * s.slices if cross_layers(s.run.model) else 0
+    crossed = cross_layers(s.run.model)
+    if s.slices == 1 or not s.trains("language.decoder.") or ({QKV, FC1} <= {*s.rounded} and not crossed):
+        return 0        # frozen linears and those in fp8 gather into tensors of their own
+    memory = -(-s.row.memory // s.slices) * s.slices if crossed else 0
     return max(s.row.tokens, memory) * s.run.model.language.hidden * s.b
 
 
@@ -45,30 +50,66 @@ def largest(s: Sizes, layers: range, part: Kept, first: bool, last: bool) -> int
 
 
 def _at_logits(s: Sizes) -> list[int]:
-    """Logits beside their fp32 form, the final norm's output and the gradient just sent; as gradients, with the memory's zero one; then,
-    the fp32 form given back, the output layer's backward."""
+    """The final norm's output beside the gradient just sent, with it gathered and the supervised of it while the logits are made, then a
+    chunk of them in fp32; later the gradient in the logits' place, the memory's zero one and the output layer's backward. Compiled
+    kernels need no chunk in fp32."""
     m, K = s.run.model.language, s.row.supervised
     rows = padded_size(m.vocab, s.tensor) // s.tensor
     tied = ["language.embedding.weight"] if m.tie_embeddings else []
-    weight = rows * m.hidden * s.trains("language.output_layer.weight", *tied)
-    logits, fp32 = K * rows * s.b, K * rows * FP32
+    trains = s.trains("language.output_layer.weight", *tied)
+    made = (s.row.tokens * (s.slices > 1) + K * (not trains)) * m.hidden * s.b
+    chunk = 0 if s.compiled else min(max(LOGITS_AT_ONCE // rows, 1), K) * rows * FP32
     memory = -(-s.row.memory // s.slices) * m.hidden * s.b
-    return [logits + s.S * m.hidden * s.b + message(s), logits + memory, logits + memory - fp32 + (weight + K * m.hidden) * s.b]
+    return [s.S * m.hidden * s.b + message(s) + max(made, chunk), memory + 2 * chunk,
+            memory + (rows * m.hidden * trains + K * m.hidden) * s.b]
 
 
 def _at_layers(s: Sizes, layers: range, part: Kept, last: bool) -> list[int]:
     """Backward of a feed-forward, the last layer's first: of its second linear (the gradient [T, H], gathered or the final norm's, not
-    the message itself; the inner one [T, f], the weight's), and of its first (inner tensors given back; [T, 2f], [T, H] and the weight's). Full recomputation has made the
-    layer's own tensors again by then."""
+    the message itself; the inner one [T, f], the weight's), of SwiGLU in one kernel (the second linear's input given back; [T, f] in and
+    [T, 2f] out), and of its first (inner tensors given back; [T, 2f], [T, H] and the weight's). Full recomputation has made the layer's
+    own tensors again by then."""
     m, T = s.run.model.language, s.row.tokens
-    f, again = m.ffn // s.tensor, 0
+    f, again = m.ffn // s.tensor, 0                 # again: bytes that recomputation, of layers or of feed-forwards, has made by then
     crossed = set(cross_layers(s.run.model))
     if s.run.model.recompute == "full":
         again = max(decoder_layer(s, number, number in crossed, True)[0] for number in {layers[-1], *(crossed & set(layers))}) - s.S * m.hidden * s.b
     down, up = (any(s.trains(f"language.decoder.layers.{n}.mlp.linear_{name}.weight") for n in layers) for name in ("fc2", "fc1"))
+    if "mlp" in s.again:
+        again = T * f * ((2 if s.compiled else 4) * s.b + down * s.input_bytes(FC2))
     second = T * m.hidden * (s.slices > 1 or last) + T * f + m.hidden * f * down
-    first = s.S * m.hidden + T * m.hidden + 2 * T * f + 2 * f * m.hidden * up - (4 + down) * T * f
-    return [again - part.logits + second * s.b, again - part.logits + first * s.b]
+    kept = down * s.input_bytes(FC2)
+    first = (s.S * m.hidden + T * m.hidden + 2 * T * f + 2 * f * m.hidden * up) * s.b - ((2 if s.compiled else 4) * s.b + kept) * T * f
+    between = (3 * s.b - kept) * T * f if s.compiled else 0
+    casts = _casts_at_the_backward(s, down, up)
+    return [again - part.logits + moment for moment in (second * s.b + casts[0], between, first + casts[1], *_at_attention(s))]
+
+
+def _casts_at_the_backward(s: Sizes, down: bool, up: bool) -> tuple[int, int]:
+    """Of a feed-forward's second and first linear in fp8, a byte a number: the gradient, and where the weight is trained (`down`, `up`) the
+    gradient and the input turned, the latter gathered first under sequence parallelism."""
+    H, T, f = s.run.model.language.hidden, s.row.tokens, s.run.model.language.ffn // s.tensor
+    second = T * (H + down * (H + f))
+    first = T * (2 * f + up * (2 * f + H * (1 + (s.slices > 1))))
+    return second * (FC2 in s.rounded), first * (FC1 in s.rounded)
+
+
+def cast_weights(s: Sizes, layers: range) -> int:
+    """Both orders of the weights of linear layers in fp8, a byte a number, from their first row to the step's end."""
+    sides = linears(s.run.model.language, s.tensor)
+    return 2 * len(layers) * sum(math.prod(sides[name]) for name in s.rounded)
+
+
+def _at_attention(s: Sizes) -> list[int]:
+    """Backward of attention over other ranks' keys: gradients of what was read, then of what was gathered, whole and in fp32. The
+    layer's feed-forward is given back by then."""
+    if s.row.attended is None:
+        return []
+    m, T, read = s.run.model.language, s.row.tokens, s.row.attended
+    q, k, f = m.heads * m.head_dim // s.tensor, m.kv_heads * m.head_dim // s.tensor, m.ffn // s.tensor
+    gathered = T * s.run.layout.context * 2 * k
+    released = (2 if s.compiled else 4) * T * f * s.b
+    return [2 * T * q * s.b + 2 * read * k * s.b - released, gathered * (s.b + FP32) + 2 * read * k * s.b - released]
 
 
 def _at_the_start(s: Sizes, part: Kept) -> list[int]:
@@ -82,20 +123,25 @@ def _at_the_start(s: Sizes, part: Kept) -> list[int]:
     hidden = s.row.tokens * m.hidden * (embeds or model.architecture != "nvlm_x")       # its gradient, where tiles are among it
     moments = [_encoder(s) - part.total]
     if s.trains("connector.", "vision."):
-        moments.append(before + (hidden + s.U * (m.hidden + inner) + s.U * width + width * inner) * s.b)
+        again = connector(s) if "connector" in s.again else 0
+        moments.append(before + again + (hidden + s.U * (m.hidden + inner) + s.U * width + width * inner) * s.b)
     if embeds:
-        moments.append(before + (padded_size(m.vocab, s.tensor) // s.tensor * m.hidden + 2 * s.row.tokens * m.hidden) * s.b)
+        moments.append(before + (padded_size(m.vocab, s.tensor) // s.tensor * m.hidden + s.row.tokens * m.hidden) * s.b)
     if s.trains("vision."):
-        moments.append(before - part.connector + s.N * (3 * model.vision.hidden + 2 * model.vision.ffn // s.tensor) * s.b)
+        again = vision_layer(s) - s.N * model.vision.hidden * s.b if "vision" in s.again else 0
+        moments.append(before + again - part.connector + s.N * (3 * model.vision.hidden + 2 * model.vision.ffn // s.tensor) * s.b)
     return moments
 
 
 def _encoder(s: Sizes) -> int:
     """A forward that keeps nothing. The fullest of the pixels (bytes, and fp32 before and after a step of normalising), of QK norm
     (input, its norm, [q k v], q, and of k a copy and two in fp32), of the MLP's inner tensors before and after bias or activation,
-    and of its output before and after bias beside the layer's input, the attention's branch and their sum."""
-    v = s.run.model.vision
-    w, f, D = padded_size(v.heads, s.tensor) // s.tensor * (v.hidden // v.heads), v.ffn // s.tensor, v.hidden
-    pixels = s.row.tiles * 3 * v.tile_size**2 * 2 * FP32
+    and of its output before and after bias beside the layer's input, the attention's branch and their sum. With tiles shared out
+    (`layout.share_tiles`) of a rank's own; then beside the features of all there are the own ones, as they came and as they are sent."""
+    v, split = s.run.model.vision, encoder_tensor(s.run.layout)
+    tiles = s.row.tiles if split == s.tensor else -(-s.row.tiles // s.tensor)
+    N, pixels = s.N * tiles // max(s.row.tiles, 1), tiles * 3 * v.tile_size**2 * 2 * FP32
+    w, f, D = padded_size(v.heads, split) // split * (v.hidden // v.heads), v.ffn // split, v.hidden
     attention = (2 * D + 5 * w) * s.b + (2 * w * FP32 if v.qk_norm else 0)
-    return max(pixels, s.N * attention, s.N * (4 * D + 2 * f) * s.b, s.N * (5 * D + f) * s.b)
+    seen = (s.N + 2 * N) * D * s.b if split < s.tensor else 0
+    return max(pixels, N * attention, N * (4 * D + 2 * f) * s.b, N * (5 * D + f) * s.b, seen)

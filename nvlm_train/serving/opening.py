@@ -17,8 +17,9 @@ def refuse_copies(runs: Sequence[Run]) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if (copies := check_world(runs[-1], world)) > 1:
         layout = runs[-1].layout
+        context = f" x layout.context={layout.context}" if layout.context > 1 else ""
         raise ConfigError(f"{world} processes hold {copies} copies of the model (layout.tensor={layout.tensor} x layout.pipeline="
-                          f"{layout.pipeline}), and one is asked: start {world // copies}, or set layout.tensor={world}")
+                          f"{layout.pipeline}{context}), and one is asked: start {world // copies}, or set layout.tensor={world}")
 
 
 def is_main() -> bool:

@@ -77,9 +77,10 @@ def encoder_only(run: Run) -> Run:
     tensor = run.layout.tensor
     language = Language(layers=1, hidden=8 * tensor, heads=tensor, kv_heads=tensor, head_dim=8, ffn=8 * tensor, vocab=8 * tensor)
     connector = Connector(shuffle=run.model.connector.shuffle, layers=1)
-    model = replace(run.model, architecture="nvlm_d", connector=connector, language=language, recompute="none")
+    model = replace(run.model, architecture="nvlm_d", connector=connector, language=language, recompute="none", recompute_parts=())
     train = replace(run.train, trainable=("connector",), lr_multipliers={})
-    return replace(run, model=model, train=train, layout=Layout(tensor=tensor), engine=EngineSettings())
+    return replace(run, model=model, train=train, layout=Layout(tensor=tensor, share_tiles=run.layout.share_tiles),
+                   engine=EngineSettings())
 
 
 def _load_encoder(run: Run, lean: Run, tokenizer: Tokenizer, engine: Engine) -> None:

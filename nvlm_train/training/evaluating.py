@@ -16,7 +16,7 @@ from nvlm_train.errors import ConfigError, DataError, TrainingError
 from nvlm_train.evaluation.benchmark.asking import Asker, BrokenOff, find_questions, has_score, scores_folder
 from nvlm_train.evaluation.benchmark.marking import check_scorer
 from nvlm_train.evaluation.benchmark.questions import Questions
-from nvlm_train.evaluation.guard import Asked, Backbone, TextRegression, Verdict, alarms
+from nvlm_train.evaluation.guard import Asked, Backbone, TextRegression, Verdict, alarms, judged
 from nvlm_train.evaluation.rounds import Place, ask_backbone, score
 from nvlm_train.training.hooks import QuietHook, saves_at
 from nvlm_train.training.loop import StepDone
@@ -151,10 +151,7 @@ class Evaluation(QuietHook):
     def _tell(self, row: dict, shown: Sequence[dict], found: Verdict | None) -> None:
         """On the main rank. An alarm is told when it begins, not with every score until it ends."""
         if found:
-            raised = found.alarm and found.benchmark not in self._alarms
-            row = {**row, "guard": {**row["guard"], "raised": raised, **({"text": str(found)} if found.alarm else {})}}
-            if raised:
-                log.warning("TEXT GUARD, after step %d of %s: %s", row["step"], row["stage"], found)
+            row = judged(row, found, found.alarm and found.benchmark not in self._alarms)
             others = [text for name, text in self._alarms.items() if name != found.benchmark]
             self._around.status("; ".join([*others, *([str(found)] if found.alarm else [])]) or None)
         for sink in self._sinks:

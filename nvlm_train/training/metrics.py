@@ -13,8 +13,8 @@ A row of metrics.jsonl:
     data_wait_share                 the second over the first
     slowest_rank, slowest_host      the rank that worked longest in the last 20 steps before it waited for the others; null if alone
     straggler_share                 share of these steps that the median rank would have saved if that one were no slower than itself.
-                                    Ranks of one model replica (tensor, pipeline) and of ZeRO-2 and 3 wait for each other all the time:
-                                    among those the share is a lower bound
+                                    Ranks of one model replica (tensor, context, pipeline) and of ZeRO-2 and 3 wait for each
+                                    other all the time: among those the share is a lower bound
     samples_per_s, tokens_per_s, padded_tokens_per_s    over step_s, all devices together
     tflops                          useful TFLOP/s of each device: vit, connector, llm, cross_attention, total (model/accounting)
     mfu                             useful FLOP/s over the dense bf16 datasheet peak; null on CPU

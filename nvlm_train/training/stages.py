@@ -132,7 +132,8 @@ def _open_data(run: Run, tokenizer: Tokenizer, engine: Engine, start: Start, fea
     def open_it() -> None:
         if engine.reads_data:
             opened.append(build_loader(run, tokenizer, engine.data_rank, engine.data_size, start.cursor, row_multiple(run.layout),
-                                       history=start.extra.get(DATA_SEGMENTS, ()), features=features.blend))
+                                       history=start.extra.get(DATA_SEGMENTS, ()), features=features.blend,
+                                       pinned=engine.device.type == "cuda"))
 
     on_every_rank(engine, "opening the data", open_it, DataError)
     return opened[0] if opened else nullcontext()

@@ -115,6 +115,7 @@ def _summary(run: Run) -> str:
     train, data, layout = run.train, run.data, run.layout
     tiles = with_thumbnail(data.max_tiles, data.thumbnail)
     model_parallel = layout.tensor * layout.pipeline * layout.context
+    context = f", context {layout.context}" if layout.context > 1 else ""
     sources = [f"{name} ({source.weight:g}) {source.path}" for name, source in data.blend.items()]
     rows = {
         "model": f"{run.model.architecture}, trains {', '.join(train.trainable)}",
@@ -122,7 +123,7 @@ def _summary(run: Run) -> str:
         "rate": f"{train.lr:g} to {train.min_lr:g}, {train.schedule}, {train.warmup_steps:,} steps of warm-up",
         "samples": f"up to {data.max_tokens:,} tokens, {tiles} tiles an image, tags {run.model.tags.kind}, format {data.format}",
         "rows": f"{data.pack_tokens:,} tokens, {data.pack_tiles} tiles{'' if data.packing else ', one sample each'}",
-        "layout": f"tensor {layout.tensor}, pipeline {layout.pipeline}: a multiple of {model_parallel} processes, {run.engine.name}",
+        "layout": f"tensor {layout.tensor}, pipeline {layout.pipeline}{context}: a multiple of {model_parallel} processes, {run.engine.name}",
         "data": "\n           ".join(sources),
         "writes": f"{run.run.dir}, resume {run.run.resume}",
     }

@@ -1,5 +1,7 @@
 """Each rule refuses what it is for, in words that hold both numbers, and lets sound runs pass."""
 
+from dataclasses import replace
+
 import pytest
 
 from nvlm_train.config import rules
@@ -30,9 +32,15 @@ BROKEN = {
     "data.features=always": "data.features: 'always' is none of auto, off, require",
     "model.dtype=fp16": "is none of auto, bf16, fp32",
     "model.recompute=all": "is none of none, selective, full",
+    "model.recompute_parts=[mpl]": "model.recompute_parts names 'mpl', which is none of attention, mlp, cross_attention, connector, vision",
+    "model.recompute_parts=[mlp,mlp]": "model.recompute_parts names mlp 2 times",
+    "model.recompute_parts=[cross_attention]": "model.recompute_parts has cross_attention, which nvlm_d has none of",
+    "model.recompute_parts=[vision]": "but a frozen encoder (train.trainable=['connector', 'language']) keeps nothing",
+    "train.optimizer_state=fp16": "train.optimizer_state: 'fp16' is none of fp32, bf16",
     "model.kernels=cudnn": "is none of auto, torch, te, apex",
     "model.fp8=e4m3": "model.fp8: 'e4m3' is none of none, current, delayed, mxfp8",
-    "model.fp8=current": "model.fp8=current needs model.kernels=te, it is auto",
+    "model.fp8=current": "model.fp8=current gains nothing at this model's sizes: its largest linear layer, mlp.linear_fc1, is 128 wide",
+    "model.fp8_layers=attention": "model.fp8_layers: 'attention' is none of auto, mlp, all",
     "model.tags.kind=3d": "is none of none, 1d, 2d_grid, 2d_bbox",
     "model.vision.norm=batch": "is none of rms, layer",
     "model.vision.activation=relu": "is none of gelu, quick_gelu, gelu_tanh",
@@ -56,7 +64,7 @@ BROKEN = {
     "engine={name:deepspeed,zero:4}": "engine.zero: 4 is none of 1, 2, 3",
     "engine.zero=3": "engine.zero=3 is DeepSpeed's, and engine=megatron: add engine=deepspeed, or leave it out",
     "engine.offload=optimizer": "engine.offload=optimizer is DeepSpeed's, and engine=megatron",
-    "layout.context=2": "layout.context=2 is not in this version; use 1",
+    "layout.context=3": "data.pack_tokens=512 must be a multiple of 6 for layout.context=3: use 516",
     "data.max_tokens=513": "data.max_tokens=513 is more than data.pack_tokens=512",
     "data.max_tokens=16": "data.max_tokens=16 leaves no room for text beside one tile of 16 tokens",
     "data.pack_tiles=6": "one image may have 7 tiles (data.max_tiles=6 and a thumbnail), but data.pack_tiles=6: an image must "
@@ -95,9 +103,59 @@ def test_rule_refuses(override):
     (["layout.pipeline=2", "layout.virtual=2", "layout.first_stage_layers=1"], "1 on the first, 3 on each other"),
     (["layout.tensor=2", "layout.sequence=true", "data.pack_tokens=511"], "must divide data.pack_tokens=511"),
     (["layout.tensor=2", "model.connector.hidden=33"], "must divide model.connector.hidden=33"),
+    (["layout.context=2", "model.kernels=te"], "layout.context=2 with model.kernels=te: only torch's attention"),
+    (["layout.context=2", "layout.tensor=3", "layout.sequence=true", "data.pack_tokens=1026", "model.language.heads=6",
+      "model.language.kv_heads=3", "model.language.ffn=384", "model.vision.ffn=384", "model.connector.hidden=96"],
+     "data.pack_tokens=1026 must be a multiple of 12 for layout.context=2 and layout.sequence over layout.tensor=3: use 1032 or 1020"),
+    (["layout.tensor=2", "model.vision.ffn=255"], "or set layout.share_tiles=true, which leaves the encoder whole"),
+    (["layout.share_tiles=true", "train.trainable=[vision,connector]"], "layout.share_tiles=true needs a frozen vision encoder"),
 ])
 def test_rules_of_the_layout(overrides, sentence):
     (problem,) = problems(*overrides)
+    assert sentence in problem
+
+
+SEVEN = ("model.language.hidden=3584", "model.language.ffn=18944", "model.language.heads=28", "model.language.kv_heads=4",
+         "model.language.head_dim=128")
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), [
+    (["model.fp8=delayed"], "needs model.kernels=te, it is auto: set that, or use model.fp8=current, which torch computes too"),
+    (["model.fp8=mxfp8", "model.kernels=torch"], "model.fp8=mxfp8 needs model.kernels=te, it is torch"),
+    (["model.fp8=current", "model.kernels=apex"], "apex has no fp8; use model.kernels=torch or te, or model.fp8=none"),
+    (["model.fp8=current", "run.device=cpu"], "only GPUs compute in fp8; use model.fp8=none"),
+    (["model.fp8=current", "engine=deepspeed"], "ZeRO moves weights about while their fp8 copies are in use; use engine=megatron"),
+    (["model.fp8=current", "model.kernels=te", "model.fp8_layers=mlp"], "Transformer Engine's layers are all in fp8; leave it out"),
+    (["model.fp8=current", "data.pack_tokens=520"], "data.pack_tokens=520 must be a multiple of 16, for model.fp8=current: use 528 or 512"),
+    (["model.fp8=current", "model.language.ffn=18948"], "model.language's ffn of 18948 is no multiple of 16"),
+    (["model.fp8=current", "model.fp8_layers=all", "model.language.head_dim=18", "model.language.kv_heads=2"], "heads x head_dim"),
+])
+def test_rules_of_fp8_by_torch(overrides, sentence):
+    found = problems(*SEVEN, *overrides)
+    assert sum(sentence in problem for problem in found) >= 1 and all("fp8" in problem for problem in found)
+
+
+def test_fp8_by_torch_looks_at_a_ranks_sizes_and_at_the_layers_it_takes():
+    for own in ([], ["model.language.head_dim=126"], ["model.language.ffn=9472", "layout.tensor=2"]):    # qkv and proj stay in bf16
+        compose([TINY, "stage=sft", *SEVEN, "model.fp8=current", *own])
+    (problem,) = problems(*SEVEN, "model.fp8=current", "model.language.ffn=9472", "layout.tensor=4")
+    assert "gains nothing at this model's sizes a rank (layout.tensor=4): its largest linear layer, mlp.linear_fc1, is 3584 wide in" in problem
+    assert "in x out / (in + out) = 2040, below 2500" in problem
+
+
+def test_a_whole_encoder_need_not_divide():
+    [run] = compose([TINY, "stage=sft", "layout.tensor=2", "model.vision.ffn=255", "layout.share_tiles=true"])
+    assert run.layout.share_tiles and run.model.vision.ffn % run.layout.tensor
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), [
+    (["train.beta2=0.9995"], "with train.beta2=0.9995: rounding would add up to 12% of a moment; use train.beta2=0.999 or less"),
+    (["engine=deepspeed"], "engine=deepspeed has an optimizer of its own; use train.optimizer_state=fp32"),
+    (["model.kernels=te"], "is torch's AdamW's, and model.kernels=te takes another"),
+    (["model.recompute=full", "model.recompute_parts=[mlp]"], "model.recompute=full computes whole decoder layers again: leave mlp out"),
+])
+def test_rules_of_what_saves_memory(overrides, sentence):
+    (problem,) = problems("train.optimizer_state=bf16", *overrides)
     assert sentence in problem
 
 
@@ -122,10 +180,12 @@ def test_scales_that_no_checkpoint_holds_are_told():
 
 
 SOUND = [
-    ["model.kernels=te", "model.fp8=current"], ["model.kernels=te", "model.fp8=mxfp8", "layout.tensor=2"], ["model.kernels=apex"],
+    ["model.fp8=current", "model.fp8_layers=all"], ["model.fp8_layers=mlp"],
+    ["model.kernels=te", "model.fp8=current"], ["model.kernels=te", "model.fp8=current", "model.fp8_layers=all"], ["model.kernels=te", "model.fp8=mxfp8", "layout.tensor=2"], ["model.kernels=apex"],
     ["layout.tensor=2"], ["layout.tensor=2", "model.language.vocab=1025"], ["layout.pipeline=2"], ["layout.pipeline=4"], ["layout.pipeline=2", "layout.virtual=2"],
     ["layout.pipeline=2", "layout.first_stage_layers=1"],
     ["layout.pipeline=2", "layout.virtual=2", "layout.first_stage_layers=2"], ["layout.tensor=2", "layout.sequence=true"],
+    ["layout.context=2"], ["layout.context=4", "layout.tensor=2", "layout.sequence=true", "layout.pipeline=2"],
     ["train.lr_multipliers={vision:0.1}"], ["data.max_tiles=13"], ["data.max_tiles=14", "data.thumbnail=false"],
     ["data.max_tiles=1", "data.pack_tiles=1"],
     ["train.trainable=[vision,connector,language]"], ["train.trainable=['language.*.norm*']"],
@@ -161,6 +221,9 @@ def test_impossible_sizes_do_not_hide_other_problems_nor_crash():
 
 
 def test_deepspeed_has_no_model_parallelism():
+    told = problems("engine=deepspeed", "layout.tensor=2", "layout.pipeline=2", "layout.context=2", "model.kernels=torch")
+    assert [text.split(", it is 2")[0] for text in told] == [
+        f"engine=deepspeed needs layout.{key}=1" for key in ("tensor", "pipeline", "context")]
     told = problems("engine=deepspeed", "layout.tensor=2", "layout.pipeline=2", "model.kernels=te")
     why = "ZeRO shares the model out over data-parallel ranks only"
     assert told == [
@@ -190,6 +253,14 @@ def test_notes_are_not_problems():
     told = [(name, rules.notes(run)) for name in recipe_names() for run in compose([f"recipe={name}"])]
     assert len(told) >= 10
     assert {name for name, found in told if found} == {"internvl2_tiny", "llama3v_tiny"}, "designs with tiles and no tags"
+
+
+def test_rows_that_need_no_sharing_are_told():
+    """Samples of at most 256 tokens: half of 512 is enough for each, half of 508 is not."""
+    (run,) = compose([TINY, "stage=sft", "layout.context=2"])
+    (note,) = rules.notes(run)
+    assert "data.max_tokens=256: rows of 256 without it learn the same" in note
+    assert rules.notes(replace(run, data=replace(run.data, pack_tokens=508))) == []
 
 
 def test_world_size():

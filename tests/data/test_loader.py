@@ -63,6 +63,23 @@ def test_steps_hold_exactly_their_slots(run, tokenizer):
         assert all(len(row.tokens_T) == 256 and len(row.tiles_nCPP) <= 14 for row in step.rows)
 
 
+def test_tiles_for_a_gpu_are_pinned_by_the_threads_that_build_rows(run, tokenizer, monkeypatch):
+    """Not by the one that trains, which would copy while the GPU waits. (Pinning itself needs a GPU: tests/gpu.)"""
+    pinned = []
+
+    def pin(tensor):
+        pinned.append((threading.current_thread().name, tensor.numel()))
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    plain = everything(run, tokenizer)
+    assert pinned == []
+    assert all(same(a, b) for a, b in zip(everything(run, tokenizer, pinned=True), plain, strict=True))
+    rows = [row for step in plain for row in step.rows if len(row.tiles_nCPP)]
+    assert sorted(size for _, size in pinned) == sorted(row.tiles_nCPP.numel() for row in rows)
+    assert threading.current_thread().name not in {name for name, _ in pinned}
+
+
 def test_weights_by_token_give_shares_of_tokens(shard_folder, tmp_path, tokenizer):
     """Half and half of the tokens, though a sample of one source is more than twice as long."""
     texts = [Sample(f"t{i}", "short", (), conversation("Why?", "Because " + "so " * (i % 7))) for i in range(40)]

@@ -57,7 +57,9 @@ def test_resume_on_the_same_layout_is_bit_equal(undisturbed, tmp_path):
 @pytest.mark.parametrize(("before", "after"), [
     ((2, "layout.tensor=2"), (2, "layout.pipeline=2")),
     pytest.param((1, "layout.tensor=1"), (2, "layout.tensor=1"), marks=pytest.mark.full),       # data parallel 1 -> 2
-], ids=["TP2 to PP2", "DP1 to DP2"])
+    pytest.param((2, "layout.context=2"), (1, "layout.context=1"), marks=pytest.mark.full),
+    pytest.param((1, "layout.context=1"), (2, "layout.context=2"), marks=pytest.mark.full),
+], ids=["TP2 to PP2", "DP1 to DP2", "CP2 to CP1", "CP1 to CP2"])
 def test_resume_on_another_layout_keeps_the_curve(undisturbed, tmp_path, before, after):
     run_dir = tmp_path / "run"
     job = start(run_dir, *before)

@@ -28,7 +28,7 @@ from nvlm_train.training.stages import build_engine
 LAYOUTS = {
     "one": [], "data 2": [], "tensor 2": ["layout.tensor=2"], "tensor 2, sequence": ["layout.tensor=2", "layout.sequence=true"],
     "pipeline 2": ["layout.pipeline=2"], "pipeline 2, virtual 2": ["layout.pipeline=2", "layout.virtual=2"],
-    "zero 3": ["engine=deepspeed", "engine.zero=3"],
+    "context 2": ["layout.context=2"], "zero 3": ["engine=deepspeed", "engine.zero=3"],
 }
 # Gates wide open and large weights: tokens depend on pictures, and the likeliest leads by far more than rounding.
 SETTINGS = ("stage=sft", "model.init_std=0.2", "run.device=cpu", "data.pack_tokens=704", "data.max_tokens=600")

@@ -12,7 +12,7 @@ from tests.engine.launching import launch
 SCRIPT = Path(__file__).parent / "generation_ranks.py"
 ARCHITECTURES = ("nvlm_d", "nvlm_x", "nvlm_h")
 TWO = ("tensor 2, sequence", "pipeline 2")      # in the core suite; `make test-all` adds MORE
-MORE = ("data 2", "tensor 2", "pipeline 2, virtual 2")
+MORE = ("data 2", "tensor 2", "pipeline 2, virtual 2", "context 2")
 NEAR = 1e-4         # of two logits as close as this, rounding may choose either
 pytestmark = pytest.mark.distributed
 

@@ -13,7 +13,7 @@ from nvlm_train.engine import kernel_choice
 from nvlm_train.errors import ConfigError
 from nvlm_train.kernels import Found, decide, look
 
-ALL = Found("cuda", (9, 0), varlen=True, te=None, apex=None, apex_wgrad=None)
+ALL = Found("cuda", (9, 0), varlen=True, te=None, apex=None, apex_wgrad=None, product=None, compiler=None)
 CPU = Found("cpu")
 
 
@@ -24,7 +24,7 @@ def plan(found=ALL, dtype="bf16", **model):
 def test_auto_is_torch_whatever_is_installed():
     assert plan(kernels="auto") == plan(kernels="torch")
     chosen = plan(kernels="auto")
-    assert (chosen.norm, chosen.linear, chosen.adam, chosen.wgrad) == ("torch", "megatron", "torch", "torch")
+    assert (chosen.norm, chosen.linear, chosen.adam, chosen.wgrad) == ("torch", "megatron", "torch", "product")
     assert (chosen.attention, chosen.cross_attention) == ("varlen", "varlen")
 
 
@@ -40,6 +40,42 @@ def test_transformer_engine_takes_the_decoder():
     chosen = plan(kernels="te")
     assert {chosen.norm, chosen.linear, chosen.attention, chosen.rope, chosen.adam, chosen.wgrad} == {"te"}
     assert chosen.cross_attention == "varlen" and chosen.fp8 == "none"
+
+
+def test_element_wise_parts_are_compiled_for_a_gpu_unless_told_otherwise():
+    assert (plan().elementwise, plan().rope) == ("compiled", "compiled") and plan(kernels="te").elementwise == "compiled"
+    assert (plan(compile="off").elementwise, plan(compile="off").rope) == ("torch", "megatron")
+    assert plan(kernels="te").rope == "te"
+    assert "not compiled: model.compile=off" in dict(plan(compile="off").parts())["SwiGLU"]
+    compiler = replace(CPU, compiler=None)
+    assert plan(compiler, "fp32").elementwise == "torch" and plan(compiler, "fp32", compile="on").elementwise == "compiled"
+
+
+def test_what_does_not_work_here_is_done_without_and_told(monkeypatch, caplog):
+    found = replace(ALL, compiler="TritonMissing: no Triton", product="RuntimeError: self dtype")
+    chosen = plan(found)
+    assert (chosen.elementwise, chosen.rope, chosen.wgrad) == ("torch", "megatron", "torch")
+    assert "torch's compiler does not work here (TritonMissing: no Triton)" in dict(chosen.parts())["rotary positions"]
+    assert "cannot add a product up in fp32" in dict(chosen.parts())["weight gradients"]
+    monkeypatch.setattr(kernel_choice, "plan_for", lambda model, device, dtype: chosen)
+    with caplog.at_level("WARNING"):
+        kernel_choice.choose_kernels(Alone(), Model(), torch.device("cuda"))
+    assert len(caplog.messages) == 2 and "no Triton" in caplog.messages[0] and "self dtype" in caplog.messages[1]
+    with pytest.raises(ConfigError, match="model.compile=on, but torch's compiler does not work here, TritonMissing: no Triton"):
+        plan(found, compile="on")
+
+
+def test_an_engine_without_fp32_buffers_gets_no_product_that_adds_to_them(monkeypatch):
+    monkeypatch.setattr(kernel_choice, "plan_for", lambda model, device, dtype: decide(model, dtype, ALL))
+    assert kernel_choice.choose_kernels(Alone(), Model(), torch.device("cuda"), sums_up=False).wgrad == "torch"
+
+
+@pytest.mark.slow
+def test_the_compiler_is_tried_and_why_it_fails_is_told(monkeypatch):
+    assert look("cpu", "compiled").compiler is None
+    monkeypatch.setattr(torch, "compile", lambda function: 1 / 0)
+    assert look("cpu", "compiled").compiler == "ZeroDivisionError: division by zero"
+    assert look("cpu", "product").product is None       # on the CPU it is fp32 that is added
 
 
 def test_apex_takes_norm_adam_and_weight_gradients():
@@ -61,7 +97,11 @@ NO_TE, NO_APEX = replace(ALL, te="not installed"), replace(ALL, apex="0.9.10.dev
     (NO_TE, "bf16", {"kernels": "te"}, "or use model.kernels=torch"),
     (NO_APEX, "bf16", {"kernels": "apex"}, "0.9.10.dev0 has no apex.optimizers.FusedAdam; build NVIDIA's from its repository"),
     (ALL, "fp32", {"kernels": "te"}, "half precision only; use model.dtype=bf16, or model.kernels=torch"),
-    (ALL, "bf16", {"kernels": "torch", "fp8": "current"}, "needs model.kernels=te and model.dtype=bf16"),
+    (ALL, "bf16", {"kernels": "torch", "fp8": "delayed"}, "needs model.kernels=te and model.dtype=bf16, here they come to torch and bf16"),
+    (ALL, "bf16", {"kernels": "apex", "fp8": "current"}, "needs model.kernels=torch or te and model.dtype=bf16"),
+    (ALL, "fp32", {"fp8": "current"}, "model.dtype=bf16, here they come to torch and fp32: set them, or use model.fp8=none"),
+    (CPU, "bf16", {"fp8": "current"}, "only GPUs compute in fp8 and this run is on the CPU; use model.fp8=none"),
+    (replace(ALL, capability=(8, 0)), "bf16", {"fp8": "current"}, "8.9 or higher, this GPU has 8.0: use model.fp8=none"),
     (replace(ALL, capability=(8, 6)), "bf16", {"kernels": "te", "fp8": "current"},
      "model.fp8=current needs compute capability 8.9 or higher, this GPU has 8.6: use model.fp8=none"),
     (ALL, "bf16", {"kernels": "te", "fp8": "mxfp8"},
@@ -80,6 +120,23 @@ def test_fp8_where_the_gpu_has_it(capability, recipe):
     chosen = plan(replace(ALL, capability=capability), kernels="te", fp8=recipe)
     assert chosen.fp8 == recipe and f"fp8 ({recipe} scaling)" in dict(chosen.parts())["linear layers"]
     assert chosen.line().endswith(f"fp8 {recipe}")
+
+
+def test_fp8_by_torch_leaves_the_other_parts_as_they_are():
+    chosen = plan(fp8="current")
+    assert chosen == replace(plan(), linear="fp8", fp8="current", notes=chosen.notes, lacking=chosen.lacking)
+    told = dict(chosen.parts())["linear layers"]
+    assert told == "Megatron-Core's, products by torch, fp8 (current scaling); model.kernels=te takes Transformer Engine's"
+
+
+def test_fp8_without_a_compiler_is_told():
+    told = [plan(replace(ALL, compiler=None), fp8="current"), plan(replace(ALL, compiler=None), fp8="current", compile="off")]
+    assert [any("fp8's casts are not compiled" in text for text in one.lacking) for one in told] == [False, True]
+
+
+def test_fp8_is_pointed_out_where_the_gpu_has_it():
+    told = [dict(plan(replace(ALL, capability=capability)).parts())["linear layers"] for capability in ((9, 0), (8, 6))]
+    assert ["model.fp8=current computes large ones in fp8" in text for text in told] == [True, False]
 
 
 def test_every_part_is_told_with_the_reason_why_not_the_faster():
@@ -112,6 +169,15 @@ def test_look_names_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "fused_layer_norm_cuda", _module("fused_layer_norm_cuda"))
     found = look("cpu", "apex")
     assert found.apex is None and "fused_weight_gradient_mlp_cuda" in found.apex_wgrad
+
+
+class Alone:
+    """One rank of a job of one. What `choose_kernels` needs of an engine."""
+
+    is_main, dtype, rank = True, torch.bfloat16, 0
+
+    def gather_objects(self, mine):
+        return [mine]
 
 
 class Pair:

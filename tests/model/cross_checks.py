@@ -16,6 +16,7 @@ from nvlm_train.model import attention, cross_attention
 from nvlm_train.model.cross_attention import plan_reads, read_memory
 from nvlm_train.model.nvlm import to_device
 from nvlm_train.parallel.groups import clear
+from nvlm_train.planning.live import Saved
 from tests.model.rows import TOKENS_PER_TILE, T, make_row
 
 CPU, EVERYWHERE = torch.device("cpu"), torch.arange(T)
@@ -118,6 +119,44 @@ def recompute() -> dict:
     return found
 
 
+def recomputed_parts() -> dict:
+    """Loss and norm of a step, pictures and text, and bytes that a forward keeps, by what is computed again."""
+    found, parts = {}, ["", "attention", "mlp", "connector", "vision", "cross_attention"]
+    for part in (*parts, ",".join(parts[1:])):
+        engine = engine_of("nvlm_x", "train.trainable=[vision,connector,language]", "model.cross_attention.gate_init=0.3",
+                           f"model.recompute_parts=[{part}]")
+        saved = Saved(ignore=engine.stages()[0].parameters())
+        with saved():
+            losses = engine.stages()[0](to_device(make_row("nvlm_x", 8), CPU, TOKENS_PER_TILE))
+        report = step(engine, make_row("nvlm_x", 8), make_row("nvlm_x", 8, "text"))
+        found[part] = {"saved": saved.bytes * losses.requires_grad, "step": [report.loss, report.grad_norm]}
+    frozen = engine_of("nvlm_d", "train.trainable=[connector]", "model.recompute_parts=[connector]")
+    found["frozen"] = {"with": step(frozen, make_row("nvlm_d", 8)).grad_norm,
+                          "without": step(engine_of("nvlm_d", "train.trainable=[connector]"), make_row("nvlm_d", 8)).grad_norm}
+    return found
+
+
+def frozen_keeps_nothing() -> dict:
+    """Bytes that a frozen encoder's forward keeps, and those that a layer of a frozen decoder keeps below and above what is trained."""
+    stage = engine_of("nvlm_x", FROZEN).stages()[0]
+    row, kept = to_device(make_row("nvlm_x", 8), CPU, TOKENS_PER_TILE), {}
+
+    def counting(name, forward):
+        def run(*args, **rest):
+            saved = Saved(ignore=stage.parameters())
+            with saved():
+                out = forward(*args, **rest)
+            kept[name] = saved.bytes
+            return out
+        return run
+
+    stage.vision.forward = counting("vision", stage.vision.forward)
+    for number, layer in enumerate(stage.language.decoder.layers):
+        layer.forward = counting(f"layer {number}", layer.forward)
+    stage(row)
+    return kept | {"first_cross": min(stage.cross_layers)}
+
+
 def dense_attention() -> dict:
     """Span by span, and in one variable-length call, against one softmax under an explicit mask; overlapping spans included."""
     random = torch.Generator().manual_seed(9)
@@ -161,7 +200,8 @@ def refused_spans() -> dict:
     return found
 
 
-CHECKS = (text_only, closed_gates_hide_the_memory, isolation, tags_read_their_tile, gradients_in_stage_one, recompute, dense_attention,
+CHECKS = (text_only, closed_gates_hide_the_memory, isolation, tags_read_their_tile, gradients_in_stage_one, recompute, recomputed_parts,
+          frozen_keeps_nothing, dense_attention,
           refused_spans)
 
 if __name__ == "__main__":

@@ -47,6 +47,26 @@ def test_recomputation_changes_no_gradient(facts):
         assert stored > 0 and recomputed == pytest.approx(stored, rel=1e-6), name
 
 
+def test_parts_computed_again_change_nothing_and_keep_less(facts):
+    """The same operations on the same numbers: the same losses and norms to the last bit. All parts together keep least."""
+    found = dict(facts["recomputed_parts"])
+    frozen = found.pop("frozen")
+    plain, *others = found.values()
+    assert len(others) == 6
+    for other in others:
+        assert other["step"] == plain["step"] and 0 < other["saved"] < plain["saved"]
+    assert others[-1]["saved"] == min(other["saved"] for other in others)
+    assert frozen["with"] == frozen["without"] > 0
+
+
+def test_what_is_frozen_keeps_nothing(facts):
+    """The encoder, and all below NVLM-X's first cross-attention; the layer of it and those behind carry gradients, so they keep."""
+    found = facts["frozen_keeps_nothing"]
+    first = found["first_cross"]
+    assert found["vision"] == 0 and first > 0
+    assert [found[f"layer {number}"] > 0 for number in range(4)] == [number >= first for number in range(4)]
+
+
 def test_both_forms_of_cross_attention_agree_with_a_dense_mask(facts):
     """float32 over at most 20 keys: a few units of 2^-24 per term."""
     got = facts["dense_attention"]

@@ -12,6 +12,8 @@ LAYOUTS = (
     "x_72b sft 4 model.cross_attention.every=4 model.recompute=none",
     "x_72b pretrain 8 model.cross_attention.every=4 layout.pipeline=2",
     "h_72b sft 4 model.cross_attention.every=2 layout.pipeline=2",
+    # a frozen encoder whole on each rank; parts computed again
+    "x_72b sft 2 model.cross_attention.every=2 layout.share_tiles=true model.recompute_parts=[mlp,cross_attention]",
 )
 
 MORE_LAYOUTS = (
@@ -35,6 +37,26 @@ MORE_LAYOUTS = (
     "x_72b sft 2 model.cross_attention.every=2 model.cross_attention.ffn=8192 model.cross_attention.qk_norm=true",
     "h_72b pretrain 4 model.cross_attention.every=4",
     "h_34b sft 2 model.cross_attention.every=2 layout.tensor=1",
+    # fp8 by torch: the large linears, all; a frozen language model; recomputed
+    "d_72b sft 5 layout.first_stage_layers=2 model.fp8=current model.recompute=none",
+    "d_72b sft 2 layout.pipeline=1 layout.first_stage_layers=null model.fp8=current model.fp8_layers=all model.recompute=none",
+    "d_72b pretrain 2 model.fp8=current",
+    "d_34b sft 4 layout.pipeline=1 layout.first_stage_layers=null layout.tensor=2 layout.sequence=false model.fp8=current model.fp8_layers=mlp model.recompute=full",
+    # more parts computed again, alone and together, frozen and trained
+    "d_72b sft 3 layout.pipeline=1 layout.first_stage_layers=null model.recompute=none model.recompute_parts=[mlp]",
+    "d_2b sft 2 train.trainable=[vision,connector,language] model.recompute_parts=[attention,vision,connector]",
+    "d_72b pretrain 2 layout.share_tiles=true model.recompute=none model.recompute_parts=[connector,mlp]",
+    "x_72b sft 2 model.cross_attention.every=2 model.cross_attention.qk_norm=true model.recompute_parts=[cross_attention]",
+    "h_72b pretrain 4 model.cross_attention.every=4 layout.share_tiles=true layout.overlap=false",
+)
+
+# Rows that context-parallel ranks share.
+SHARED_LAYOUTS = (
+    "d_2b sft 2 layout.context=2",
+    "d_2b pretrain 2 layout.context=4 model.recompute=selective",
+    "d_72b sft 4 layout.context=2 layout.pipeline=2 layout.first_stage_layers=1 model.recompute=none",
+    "x_72b sft 4 model.cross_attention.every=2 layout.context=2 layout.pipeline=2 model.recompute=none",
+    "h_34b sft 2 model.cross_attention.every=2 layout.tensor=1 layout.context=2",
 )
 
 

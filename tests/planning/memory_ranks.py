@@ -12,8 +12,9 @@ from nvlm_train.config.compose import compose
 from nvlm_train.contracts import StepBatch
 from nvlm_train.engine.megatron import MegatronEngine
 from nvlm_train.model.parameters import rank_parameters, trained_names
+from nvlm_train.planning.buffers import shard_elements
 from nvlm_train.planning.live import Live
-from nvlm_train.planning.memory import rank_memory, shard_elements
+from nvlm_train.planning.memory import rank_memory
 from nvlm_train.planning.rows import fullest
 from nvlm_train.planning.skeleton import make_row, standing_bytes
 
@@ -38,7 +39,7 @@ def state_bytes(optimizer) -> int:
 
 def stepped(settings: list[str]) -> dict:
     """Two steps; the second is watched, with the optimizer's moments there from the beginning."""
-    run = compose([*settings, "data.pack_tokens=256", "data.pack_tiles=7"])[0]
+    run = compose([*settings, "data.pack_tokens=256", "data.pack_tiles=7", "model.compile=off"])[0]     # as on a CPU
     engine = MegatronEngine(run)
     groups = engine.groups
     row = replace(make_row(run, fullest(run), torch.device("cpu")), keys=("row",), sources=(next(iter(run.data.blend)),))

@@ -21,7 +21,7 @@ from nvlm_train.planning.meta import machine
 from nvlm_train.planning.rows import fullest
 from nvlm_train.planning.sizes import Sizes
 from nvlm_train.planning.skeleton import frozen_stages, simulate, skeleton, standing_bytes
-from tests.planning.layouts import LAYOUTS, MORE_LAYOUTS, overrides
+from tests.planning.layouts import LAYOUTS, MORE_LAYOUTS, SHARED_LAYOUTS, overrides
 
 
 def counted(*settings: str) -> dict:
@@ -46,9 +46,10 @@ def stepped(settings: list[str], data: int = 2) -> list[dict]:
     """Exact and predicted bytes of each pipeline stage of a layout, and the shapes of its step."""
     run, found = compose(settings)[0], []
     layout, size = run.layout, fullest(run)
-    world = layout.tensor * layout.pipeline * data
+    beside = layout.tensor * layout.context * data      # ranks of a stage
+    world = layout.pipeline * beside
     for stage in range(layout.pipeline):
-        with skeleton(run, stage * layout.tensor * data, world) as built:
+        with skeleton(run, stage * beside, world) as built:
             standing = standing_bytes(built.chunks, built.optimizer)
             step = simulate(built, max(2, layout.pipeline * (1 + (layout.virtual > 1))))
             trained = {name: tuple(param.shape) for name, param in built.parameters() if param.requires_grad}
@@ -89,7 +90,11 @@ def refused() -> dict:
     return said
 
 
-def main(out: str, more: bool) -> None:
+def main(out: str, which: str) -> None:
+    if which == "shared":
+        Path(out).write_text(json.dumps({"steps": [stage for layout in SHARED_LAYOUTS for stage in stepped(overrides(layout))]}))
+        return
+    more = which == "more"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     facts = {name: counted(f"recipe=nvlm_{name}", "stage=sft") for name in (["h_72b"] if more else ["d_72b", "x_72b"])}
     facts["grown_mib"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -100,4 +105,4 @@ def main(out: str, more: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], more=sys.argv[2:] == ["more"])
+    main(sys.argv[1], "".join(sys.argv[2:]))

@@ -12,7 +12,8 @@ from nvlm_train.config.compose import compose
 from nvlm_train.config.schema import Layout
 from nvlm_train.config.split import stage_layers
 from nvlm_train.model.parameters import Parameter
-from nvlm_train.planning.memory import buffer_elements, run_memory, schedule, shard_elements
+from nvlm_train.planning.buffers import buffer_elements, shard_elements
+from nvlm_train.planning.memory import run_memory, schedule
 from tests.engine.launching import launch
 
 GIB = 1 << 30
@@ -55,6 +56,13 @@ def test_buffers_are_aligned_and_shared_out_by_hand():
     parameters = [Parameter("first", (10, 10)), Parameter("last", (1,))]
     assert buffer_elements(parameters, 3) == 384
     assert shard_elements(parameters, 3) == [1 + 64, 36, 0]
+
+
+def test_buckets_are_shared_out_one_by_one_by_hand():
+    """Buckets of 100 on 2 ranks: [1 at 0, 100 at 64] of 256 and [100 at 0] of 128. Rank 0 has 1 + 64 of the first, 64 of the second."""
+    parameters = [Parameter("first", (100,)), Parameter("second", (100,)), Parameter("last", (1,))]
+    assert buffer_elements(parameters, 2, size=100) == 256 + 128
+    assert shard_elements(parameters, 2, size=100) == [1 + 64 + 64, 36 + 36]
 
 
 def test_nothing_trained_needs_no_buffer():
@@ -110,7 +118,7 @@ FEWEST_NODES = {
     ("nvlm_d_34b", "pretrain"): 1, ("nvlm_x_34b", "pretrain"): 1, ("nvlm_h_34b", "pretrain"): 1,
     ("nvlm_d_34b", "sft"): 4, ("nvlm_x_34b", "sft"): 2, ("nvlm_h_34b", "sft"): 2,           # D: 8 x 4 ranks are four nodes
     ("nvlm_d_72b", "pretrain"): 1, ("nvlm_x_72b", "pretrain"): 1, ("nvlm_h_72b", "pretrain"): 1,
-    ("nvlm_d_72b", "sft"): 4, ("nvlm_x_72b", "sft"): 10, ("nvlm_h_72b", "sft"): 11,
+    ("nvlm_d_72b", "sft"): 4, ("nvlm_x_72b", "sft"): 8, ("nvlm_h_72b", "sft"): 8,
 }
 
 

@@ -58,14 +58,16 @@ def test_everything_looked_at_is_accounted_for(big):
     assert any("GPU" in reason and "memory" in reason for reason in found.refused)
 
 
-def test_the_encoder_is_balanced_by_fewer_layers_beside_it():
-    """With the encoder on it, a first stage of 14 of 80 layers is the slowest of four; the search finds fewer."""
-    run, on = bench(BIG)
-    busy = Plan(run, on).time.pipeline.busy
-    assert busy[0] > 1.1 * max(busy[1:])
-    uneven = next(plan for plan in search(run, on).best if plan.run.layout.tensor == 8 and plan.run.layout.pipeline == 4)
-    assert uneven.run.layout.first_stage_layers < 14
-    assert uneven.time.pipeline.bubble < Plan(run, on).time.pipeline.bubble
+def test_the_encoder_is_balanced_by_fewer_layers_beside_it(big):
+    """With the encoder on it, a first stage of 14 of 80 layers is the slowest of four. Fewer would do; the search finds that, or shares
+    the encoder's tiles out, which makes it light."""
+    run, on, found = big
+    own = Plan(run, on).time.pipeline
+    assert own.busy[0] > 1.1 * max(own.busy[1:])
+    assert Plan(replace(run, layout=replace(run.layout, first_stage_layers=11)), on).time.pipeline.bubble < own.bubble
+    uneven = next(plan for plan in found.best if plan.run.layout.tensor == 8 and plan.run.layout.pipeline == 4)
+    assert uneven.run.layout.first_stage_layers < 14 or uneven.run.layout.share_tiles
+    assert uneven.time.pipeline.bubble < own.bubble
 
 
 def test_tied_embeddings_and_few_heads_are_told():
@@ -88,3 +90,24 @@ def test_reasons_are_the_parts_that_differ(big):
     slower = Plan(replace(run, model=replace(run.model, recompute="full")), on)
     assert compared(slower, own).startswith("+") and "matrix products" in compared(slower, own)
     assert all(compared(plan, own) for plan in found.best)
+
+
+def test_messages_beside_the_computing_cost_what_does_not_fit_there(big):
+    """The same messages; of the first rank's at least one bucket of gradients and weights, of a later one's perhaps nothing."""
+    run, on, _ = big
+    beside, after = (Plan(replace(run, layout=replace(run.layout, overlap=overlap)), on).time for overlap in (True, False))
+    assert beside.volumes == after.volumes and beside.pipeline == after.pipeline
+    for (seconds, sent), (longer, same) in zip(beside.updates, after.updates, strict=True):
+        assert 0 < seconds < longer and sent == same
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_tiles_are_shared_out_where_that_is_faster(stage):
+    """Against 8 ranks that split the 6B encoder: no message in its layers, no dummy heads. Not where it is trained."""
+    run, on = bench(["recipe=nvlm_d_72b", f"stage={stage}"])
+    found = search(run, on).best
+    shared = next(plan for plan in found if plan.run.layout.share_tiles)
+    split = Plan(replace(shared.run, layout=replace(shared.run.layout, share_tiles=False)), on)
+    assert shared.time.seconds < split.time.seconds and shared.memory[0].weights > split.memory[0].weights
+    trained = replace(run, train=replace(run.train, trainable=("vision", "connector")))
+    assert not any(plan.run.layout.share_tiles for plan in search(trained, bench_of(trained, on.cluster, on.samples)).best)

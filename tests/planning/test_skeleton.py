@@ -65,7 +65,7 @@ def test_nothing_was_allocated(facts):
 
 
 def test_all_layouts_were_stepped(facts):
-    assert len({step["layout"] for step in facts["steps"]}) == len(LAYOUTS) == 9
+    assert len({step["layout"] for step in facts["steps"]}) == len(LAYOUTS) == 10
     assert sum(step["stage"] > 0 for step in facts["steps"]) == 7
 
 
@@ -137,7 +137,7 @@ def test_more_layouts(tmp_path):
     assert done.returncode == 0, done.output[-4000:]
     facts = json.loads((tmp_path / "facts.json").read_text())
     check_cross_attention(facts["h_72b"], "nvlm_h_72b")
-    assert len({step["layout"] for step in facts["steps"]}) == len(MORE_LAYOUTS) == 14
+    assert len({step["layout"] for step in facts["steps"]}) == len(MORE_LAYOUTS) == 23
     for step in facts["steps"]:
         check_standing(step)
         check_kept(step)

@@ -103,6 +103,7 @@ def _subtitle(runs: Sequence[Run]) -> str:
         f"{names.get(run.model.architecture, run.model.architecture)} · recipe {run.recipe} · {human(sizes.total)} parameters "
         f"({human(sizes.vision)} vision encoder, {human(sizes.connector)} connector, {human(sizes.language)} language model"
         f"{crossing}) · tensor {layout.tensor} × pipeline {layout.pipeline}"
+        + (f" × context {layout.context}" if layout.context > 1 else "")
     )
 
 
