@@ -28,6 +28,7 @@ if not __package__:     # python benchmarks/layers.py
 from benchmarks.calibrate import memory_rate
 from benchmarks.layer_parts import CHAIN, Parts, Rank, alone, full_row
 from benchmarks.results import tell
+from benchmarks.timing import wait
 from nvlm_train.config.compose import compose
 from nvlm_train.config.schema import Run, Source
 from nvlm_train.contracts import PackedBatch, StepBatch
@@ -53,10 +54,8 @@ from nvlm_train.training.metrics import sample_work
 
 def clock() -> float:
     """Once the device has nothing left to do. Other processes may be at work on a CPU."""
-    if not torch.cuda.is_available():
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
+    wait()
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 def timed(forward: Callable[[], Tensor], rounds: int, repeats: int, warm: int = 1) -> Timed:

@@ -11,7 +11,8 @@
 Contenders (benchmarks/contenders): `ours`, the real training step of this project (fp32 master weights and gradients, checkpoints and
 layouts one setting away); `ceiling`, the same by hand in plain PyTorch, without any of that; `peer`, transformers' InternVL; if asked for, `fp8`,
 ours with model.fp8=current. Shapes are those of InternViT-300M and Qwen2-1.5B, or of layers of Qwen2-7B. Each runs in a process of its
-own, one after the other; a line of JSON each, then a table. TFLOP/s count useful operations only: no padding, logits of supervised tokens, frozen parts forward. Seconds are medians.
+own, one after the other; a line of JSON each, then a table. TFLOP/s count useful operations only: no padding, logits of supervised
+tokens, frozen parts forward. Seconds are medians.
 
 With --data real ours alone runs, over scikit-image's photographs at web sizes (or --shards FOLDER, indexed), beside the same rows held in
 memory: what the loader makes it wait, and p95 over median of a step's seconds per useful operation. Seconds are means there.

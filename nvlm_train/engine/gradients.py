@@ -8,13 +8,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def squared_norm(optimizer) -> Tensor:
+def squared_norm(optimizer, device: torch.device) -> Tensor:
     """float64 [1], over all gradients of the job; the same on every rank. After `prepare_grads`. A collective."""
     total = 0.0
     for part in _parts(optimizer):
         gradients = _for_norm(part)
         # Not of all as one list of numbers: a norm in fp32 neither overflows nor loses small ones, its square might.
-        norms = torch.stack(torch._foreach_norm(gradients)).double() if gradients else torch.zeros(1, dtype=torch.float64, device="cuda")
+        norms = torch.stack(torch._foreach_norm(gradients)).double() if gradients else torch.zeros(1, dtype=torch.float64, device=device)
         square = norms.square().sum()[None]
         dist.all_reduce(square, group=part.get_grad_stats_parallel_group())
         total = total + square

@@ -147,7 +147,7 @@ class MegatronEngine(Job):
 
         reports = self._run_schedule(rows, loss_func)
         self.optimizer.prepare_grads()
-        seen = self._seen(rows, weight, reports, squared_norm(self.optimizer))     # here the host waits, once a step
+        seen = self._seen(rows, weight, reports, squared_norm(self.optimizer, self.device))     # here the host waits, once a step
         set_rates(self.optimizer, lr, self.run.train.weight_decay)
         settle(self.chunks)
         applied = update(self.optimizer, self.run.train.clip_grad, seen.grad_norm, math.isfinite(seen.loss) and seen.weight > 0)

@@ -7,7 +7,7 @@ construction, so that a sample's result cannot depend, not even in rounding, on 
 
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import torch
@@ -16,6 +16,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor, nn
 
 from nvlm_train.model.elementwise import rotate
+from nvlm_train.parallel.device import send
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -43,6 +44,11 @@ def packing(cu_seqlens: Tensor, longest: int, edges: list[int]) -> PackedSeqPara
     # context-parallel rank's share.
     params.reads = params.held = params.rotary = params.split = None
     return params
+
+
+def cumulative(lengths: Iterable[int], device: torch.device) -> Tensor:
+    """Where each of so many tokens begins, and where the last end: int32 [n + 1], as variable-length kernels want it."""
+    return send(torch.tensor([0, *lengths]).cumsum(0).int(), device)
 
 
 def _causal_arguments() -> dict:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvlm_train.model.attention import grouped_varlen
+from nvlm_train.model.attention import cumulative, grouped_varlen
 from nvlm_train.model.context import Share
 from nvlm_train.parallel.device import send
 
@@ -85,9 +85,6 @@ class Split:
 
 def split_attention(share: Share, device: torch.device) -> Split:
     """The share as the layers need it."""
-    def edges(lengths: list[int]) -> Tensor:
-        return send(torch.tensor([0, *lengths]).cumsum(0).int(), device)
-
     at = torch.cat([share.gathered_at[piece.first:piece.end] for piece in share.pieces])
-    return Split(share, send(at, device), edges([piece.end - piece.start for piece in share.pieces]),
-                 edges([piece.end - piece.first for piece in share.pieces]))
+    return Split(share, send(at, device), cumulative((piece.end - piece.start for piece in share.pieces), device),
+                 cumulative((piece.end - piece.first for piece in share.pieces), device))

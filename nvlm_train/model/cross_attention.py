@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from nvlm_train.config.schema import CrossAttention, Language
-from nvlm_train.model.attention import grouped_varlen
+from nvlm_train.model.attention import cumulative, grouped_varlen
 from nvlm_train.model.cache import PlacedPrompts, PlacedTokens
 from nvlm_train.model.norm import RMSNorm
 from nvlm_train.model.recompute import again
@@ -54,10 +54,7 @@ def plan_reads(spans: list[tuple[int, int, int, int]], device: torch.device) -> 
     def places(ranges):
         return send(torch.cat([torch.zeros(0, dtype=torch.long), *(torch.arange(a, b) for a, b in ranges)]), device)
 
-    def edges(lengths):
-        return send(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), device)
-
-    return Reads(tuple(spans), places((s[0], s[1]) for s in spans), places((s[2], s[3]) for s in spans), edges(queries), edges(keys),
+    return Reads(tuple(spans), places((s[0], s[1]) for s in spans), places((s[2], s[3]) for s in spans), cumulative(queries, device), cumulative(keys, device),
                  max(queries, default=0), max(keys, default=0))
 
 

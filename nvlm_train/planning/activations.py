@@ -249,7 +249,7 @@ def _cross_attention(s: Sizes, at: str, carries: bool, again: frozenset[str]) ->
         total += row.memory * (2 * groups * m.head_dim * s.b + groups * FP32)
     k = groups * m.head_dim
     if "cross_attention" in again:
-        memory = -(-row.memory // s.slices) * s.slices
+        memory = padded_size(row.memory, s.slices)
         total += (row.tokens * q + memory * (1 if x.qk_norm else 2) * k) * s.b
     else:
         total += 2 * (row.readers * q + row.keys * k) * s.b + row.readers * heads * FP32

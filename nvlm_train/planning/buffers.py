@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from nvlm_train.config.schema import Layout
+from nvlm_train.config.split import padded_size
 from nvlm_train.model.parameters import Parameter
 
 _ALIGNED, _BUCKET = 64, 128     # elements: a buffer begins each parameter and ends each bucket at such a multiple
@@ -21,14 +22,14 @@ def buckets(parameters: Sequence[Parameter], data: int, size: int | None = None)
     found: list[list[tuple[int, int]]] = [[]]
     start = 0
     for parameter in reversed(parameters):          # from the last parameter to the first, about as backward goes
-        start = _up(start, _ALIGNED)
+        start = padded_size(start, _ALIGNED)
         found[-1].append((start, start + parameter.elements))
         start += parameter.elements
         if size is not None and start >= size:
             found.append([])
             start = 0
     for bucket in found:
-        end = _up(bucket[-1][1], math.lcm(data, _BUCKET)) if bucket else 0
+        end = padded_size(bucket[-1][1], math.lcm(data, _BUCKET)) if bucket else 0
         bucket.append((end, end))
     return found
 
@@ -47,7 +48,3 @@ def shard_elements(parameters: Sequence[Parameter], data: int, size: int | None 
             for rank in range(start // share, -(-end // share)):
                 held[rank] += min(end, (rank + 1) * share) - max(start, rank * share)
     return held
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

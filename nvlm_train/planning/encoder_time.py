@@ -21,7 +21,7 @@ def encode(v: Vision, place: Place, tiles: int, trains: bool, share: bool = Fals
     if not tiles:
         return Pass()
     if share and place.tensor > 1:
-        features = place.gather(-(-tiles // place.tensor) * place.tensor * TileGeometry(v.tile_size, v.patch).patches, v.hidden)
+        features = place.gather(padded_size(tiles, place.tensor) * TileGeometry(v.tile_size, v.patch).patches, v.hidden)
         return encode(v, replace(place, tensor=1), -(-tiles // place.tensor), trains) + Pass(features)
     place = replace(place, sequence=False)
     patches = TileGeometry(v.tile_size, v.patch).patches

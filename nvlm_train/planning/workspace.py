@@ -19,7 +19,7 @@ def gather_buffer(s: Sizes) -> int:
     crossed = cross_layers(s.run.model)
     if s.slices == 1 or not s.trains("language.decoder.") or ({QKV, FC1} <= {*s.rounded} and not crossed):
         return 0        # frozen linears and those in fp8 gather into tensors of their own
-    memory = -(-s.row.memory // s.slices) * s.slices if crossed else 0
+    memory = padded_size(s.row.memory, s.slices) if crossed else 0
     return max(s.row.tokens, memory) * s.run.model.language.hidden * s.b
 
 
