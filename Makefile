@@ -50,8 +50,9 @@ test: $(STAMP)  ## the core suite: at most 20 minutes on two cores
 test-fast: $(STAMP)  ## without slow and multi-process tests: about two minutes on two cores
 	$(PYTEST) -m "not slow and not distributed and not full"
 
-test-all: $(STAMP)  ## everything, and again on the second interpreter where it has the packages
+test-all: $(STAMP)  ## everything, the GPU's tests on a fake one, and the core suite on the second interpreter where it has the packages
 	$(PYTEST) -m ""
+	$(PYTEST) tests/gpu --fake-gpu
 	@if $(PY312) -c "import megatron.core, pytest, xdist, hypothesis, hydra, webdataset, ftfy, datasketch, imagehash, pyarrow" 2>/dev/null; \
 	then $(PY312) $(TEST) -p no:cacheprovider; \
 	else echo "make: not run on a second interpreter: $(PY312) lacks Python or the packages (make test-all PY312=…)"; fi

@@ -11,19 +11,15 @@ recipe's time goes into calls, not into arithmetic; a size that fits two cores a
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-from PIL import Image
-
 from benchmarks.results import tell
-from benchmarks.timing import seconds
+from benchmarks.samples import one_sample
+from benchmarks.timing import name_of, seconds
 from nvlm_train.config.compose import compose
 from nvlm_train.config.schema import Run
-from nvlm_train.contracts import PackedBatch, Sample, StepBatch, Turn
+from nvlm_train.contracts import PackedBatch, StepBatch
 from nvlm_train.data.encode import Encoder
 from nvlm_train.data.packing import pack_row
 from nvlm_train.data.tokenizer import load_tokenizer
@@ -33,15 +29,6 @@ from nvlm_train.model.accounting import trained_components, useful_flops
 from nvlm_train.training.metrics import sample_work
 
 ARCHITECTURES = ("nvlm_d", "nvlm_x", "nvlm_h")
-
-
-def one_sample(words: int, tile_size: int) -> Sample:
-    """A picture of 3 x 2 tiles and a question with `words` words before its answer."""
-    pixels = np.random.default_rng(0).integers(0, 256, (2 * tile_size, 3 * tile_size, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=90)
-    return Sample("sample", "benchmark", (file.getvalue(),),
-                  (Turn("user", "<image>\n" + "what is it " * (words // 3)), Turn("assistant", "noise " * 8)))
 
 
 def prepare(architecture: str, stage: str, recipe: str, words: int, overrides: Sequence[str]) -> tuple[Run, PackedBatch]:
@@ -73,7 +60,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="also write the result there")
     options = parser.parse_args()
 
-    result: dict = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", **vars(options)}
+    result: dict = vars(options).copy()
     print(f"{'stage':<10}{'':<8}{'tokens':>8}{'memory':>8}{'GFLOP/sample':>14}{'ms/sample':>11}{'samples/s':>11}{'over D':>8}")
     for stage in ("pretrain", "sft"):
         prepared = {name: prepare(name, stage, options.recipe, options.words, options.overrides) for name in ARCHITECTURES}
@@ -83,6 +70,7 @@ def main() -> int:
                 engine = MegatronEngine(run)
                 step_seconds(engine, row, options.rows)      # warm
                 best[name] = min(best[name], *(step_seconds(engine, row, options.rows) for _ in range(2)))
+                result["device"] = name_of(engine.device)
                 engine.close()
         result[stage] = {}
         for name, (run, row) in prepared.items():

@@ -19,18 +19,16 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from benchmarks.architectures import one_sample
 from benchmarks.results import tell
+from benchmarks.samples import full_row, one_sample
 from benchmarks.timing import fastest
 from nvlm_train.config.compose import compose
 from nvlm_train.config.schema import Run
 from nvlm_train.contracts import PackedBatch, StepBatch
-from nvlm_train.data.encode import Encoder
-from nvlm_train.data.packing import pack_row
-from nvlm_train.data.tokenizer import load_tokenizer
 from nvlm_train.engine.megatron import MegatronEngine
 from nvlm_train.geometry import geometry_of
-from nvlm_train.planning.devices import GPUS
+from nvlm_train.kernels import plan_for
+from nvlm_train.planning.devices import GPUS, Gpu
 from nvlm_train.planning.fabric import Fabric, Link
 from nvlm_train.planning.memory import rank_memory
 from nvlm_train.planning.rates import MEASURED, Machine, machine
@@ -101,6 +99,16 @@ def launch_seconds(device: torch.device) -> float:
     return fastest(lambda: [a.add_(1) for _ in range(1000)], 5) / 1000
 
 
+def cpu_machine(matmuls: float, attention: float, moved: float) -> Machine:
+    """A CPU as the time model takes it, at these rates: fp32, one call after the other, a call free as yet."""
+    return Machine(matmuls, attention, moved, 0.0, number_bytes=4, accumulate_bytes=12, update_bytes=40, overlaps=False)
+
+
+def known_gpu(name: str) -> Gpu | None:
+    """The one that a driver calls so."""
+    return next((gpu for gpu in GPUS.values() if gpu.name in name), None)
+
+
 def link() -> Link:
     """This job's all-reduce: bandwidth of a ring from a large message, latency from a small one."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -117,11 +125,9 @@ def case(name: str, recipe: str, rows: int, overrides: Sequence[str]) -> Case:
     words = [f"recipe={recipe}", "stage=sft", "data.max_tokens=512", "data.max_tiles=4", "model.tokenizer=tiny",
              "model.vision.weights=null", "model.language.weights=null"]
     sized = compose([*words, *overrides])[0]
-    encoder = Encoder(sized.model, sized.data, load_tokenizer("tiny"))
-    sample = encoder.encode(one_sample(60, sized.model.vision.tile_size))
-    times = max(1, min(sized.data.pack_tokens // sample.length, sized.data.pack_tiles // len(sample.tiles)))
-    row = pack_row([sample] * times, sized.data.pack_tokens, encoder.tokenizer.pad_id, sized.model.vision.tile_size)
-    return Case(name, compose([*words, *overrides, f"data.blend.{sample.source}.path=unused"])[0], [row] * rows)
+    sample = one_sample(60, sized.model.vision.tile_size)
+    run = compose([*words, *overrides, f"data.blend.{sample.source}.path=unused"])[0]
+    return Case(name, run, [full_row(sized, sample)] * rows)
 
 
 def measured(one: Case, rounds: int) -> tuple[float, float | None]:
@@ -143,7 +149,9 @@ def predicted(one: Case, on: Fabric) -> float:
     world = dist.get_world_size() if dist.is_initialized() else 1
     replicas = world // (one.run.layout.tensor * one.run.layout.pipeline * one.run.layout.context)
     useful = useful_of(one.run, [sample for samples in works for sample in samples])
-    return step_time(one.run, on, Step(rows, 1.0, 0.0), replicas, useful).seconds
+    cuda = torch.cuda.is_available()
+    kernels = plan_for(one.run.model, "cuda" if cuda else "cpu", "bf16" if cuda else "fp32")
+    return step_time(one.run, replace(on, kernels=kernels), Step(rows, 1.0, 0.0), replicas, useful).seconds
 
 
 def on_cpu(overrides: Sequence[str], rounds: int) -> dict:
@@ -154,8 +162,7 @@ def on_cpu(overrides: Sequence[str], rounds: int) -> dict:
         speeds.append((linear_rate(512, 1408, 512, device, dtype), attention_rate(device, dtype, 4, 128),
                        memory_rate(device, dtype, 1 << 20)))
         found = [min(before, measured(one, rounds)[0]) for before, one in zip(found, cases, strict=True)]
-    matmuls, attention, moved = (max(speed) for speed in zip(*speeds, strict=True))
-    here = Machine(matmuls, attention, moved, 0.0, number_bytes=4, accumulate_bytes=12, update_bytes=40, overlaps=False)
+    here = cpu_machine(*(max(speed) for speed in zip(*speeds, strict=True)))
     between = link()
 
     def fabric(launch_s: float) -> Fabric:
@@ -173,7 +180,7 @@ def on_cpu(overrides: Sequence[str], rounds: int) -> dict:
 
 def on_gpu(overrides: Sequence[str], rounds: int) -> dict:
     device, dtype, name = torch.device("cuda"), torch.bfloat16, torch.cuda.get_device_name()
-    known = next((gpu for gpu in GPUS.values() if gpu.name in name), None)
+    known = known_gpu(name)
     if known is None:
         raise SystemExit(f"{name} is not in nvlm_train/planning/devices.py: add its datasheet's figures first")
     assumed = machine(known)

@@ -31,6 +31,7 @@ from benchmarks.peers.material import shard_folder
 from benchmarks.peers.processes import ContenderFailed, interpreter, measure
 from benchmarks.peers.with_nvlm_train import WARM_STEPS
 from benchmarks.results import tell
+from data_prep.tiny import default_cache
 
 WORK = ("samples", "tiles", "text_tokens")      # what must be equal
 
@@ -154,9 +155,8 @@ def result(rows: Sequence[Contender]) -> dict:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    cache = os.environ.get("NVLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nvlm_train"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path(cache) / "benchmark", help="folder for shards and environments (%(default)s)")
+    parser.add_argument("--work", type=Path, default=default_cache() / "benchmark", help="folder for shards and environments (%(default)s)")
     parser.add_argument("--samples", type=int, default=1024, help="samples of the epoch (%(default)s)")
     parser.add_argument("--warm", type=int, default=128, help=f"samples that are not timed, {WARM_STEPS} steps of ours (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3)

@@ -63,7 +63,7 @@ def watch(shares: Sequence[Future], folder: Path, jobs: Sequence[tuple[str, int]
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[1, 2, 3])
     parser.add_argument("--designs", type=lambda text: text.split(","), default=list(DESIGNS), help=f"some of {', '.join(DESIGNS)}")

@@ -12,16 +12,15 @@ import io
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from benchmarks.results import tell
+from benchmarks.timing import name_of, seconds, took
 from data_prep.shards import write_shards
 from nvlm_train.config.compose import compose
 from nvlm_train.config.schema import Run
@@ -33,6 +32,7 @@ from nvlm_train.data.tokenizer import load_tokenizer
 from nvlm_train.engine.megatron import MegatronEngine
 from nvlm_train.geometry import geometry_of
 from nvlm_train.model.accounting import SampleWork, trained_components, useful_flops
+from nvlm_train.parallel.device import choose_device
 from nvlm_train.training.cache_features import cache_features_command
 
 SIZES = (
@@ -68,22 +68,17 @@ def train(run: Run, key: FeatureKey | None) -> dict[str, list[float]]:
     steps: dict[str, list[float]] = {"loss": [], "seconds": [], "cpu_seconds": []}
     tokenizer = load_tokenizer(run.model.tokenizer, run.data.template)
     with closing(MegatronEngine(run)) as engine, build_loader(run, tokenizer, 0, 1, features=key) as loader:
-        began, cpu = time.perf_counter(), time.process_time()
-        for batch in loader:
-            steps["loss"].append(engine.train_step(batch, run.train.lr).loss)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            steps["seconds"].append(time.perf_counter() - began)
-            steps["cpu_seconds"].append(time.process_time() - cpu)
-            began, cpu = time.perf_counter(), time.process_time()
+        batches = iter(loader)
+        for _ in range(run.train.steps):
+            both = took(lambda: steps["loss"].append(engine.train_step(next(batches), run.train.lr).loss))
+            steps["seconds"].append(both.seconds)
+            steps["cpu_seconds"].append(both.cpu_seconds)
     return steps
 
 
 def measure(run: Run, rounds: int) -> dict:
     """Both ways in turn, after the features have been cached."""
-    began = time.perf_counter()
-    cache_features_command([run])
-    caching = time.perf_counter() - began
+    caching = seconds(lambda: cache_features_command([run]))
     with closing(MegatronEngine(run)) as engine:
         encoder = Encoder(run.model, run.data, load_tokenizer(run.model.tokenizer, run.data.template))
         key = feature_key(encoder, engine.encoder_fingerprint(), engine.dtype)
@@ -121,7 +116,7 @@ def main() -> int:
                     "data.validation={}", f"run.dir={folder}/run"]
         run = compose([*settings, *options.overrides])[0]
         write_shards(data, pictures(options.samples, run.model.vision.tile_size))
-        result = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", **vars(options),
+        result = {"device": name_of(choose_device(run.run.device)), **vars(options),
                   "encoder_share": {"here": encoder_share(run)} | {
                       name: encoder_share(compose([f"recipe={name}", "stage=pretrain"])[0]) for name in LARGE},
                   **measure(run, options.rounds)}

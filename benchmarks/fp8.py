@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.timing import seconds
+from benchmarks.timing import name_of, timed
 from nvlm_train.config.fp8_layers import PAYS, linears, reach
 from nvlm_train.config.schema import Language
 from nvlm_train.model.fp8_cast import PLAIN, compiled
@@ -33,18 +33,12 @@ from nvlm_train.model.fp8_linear import Fp8Product
 MODELS = [("1.5B", Language(hidden=1536, heads=12, kv_heads=2, ffn=8960), 1), ("7B", Language(hidden=3584, heads=28, kv_heads=4, ffn=18944), 1),
           ("34B at TP8", Language(hidden=7168, heads=56, kv_heads=8, ffn=20480), 8), ("72B at TP8", Language(), 8)]
 TINY = [("tiny", Language(hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96), 1)]
-WARM, EACH = 3, 10      # rounds to warm up; goes in a round, so that the host runs ahead
+EACH = 10       # goes in a round, so that the host runs ahead
 
 
-def timed(work: Callable[[], object], rounds: int, each: int) -> float:
+def median(work: Callable[[], object], rounds: int, each: int) -> float:
     """Seconds of one go, median of rounds."""
-    def goes() -> None:
-        for _ in range(each):
-            work()
-
-    for _ in range(WARM):
-        goes()
-    return statistics.median(seconds(goes) for _ in range(rounds)) / each
+    return statistics.median(timed(lambda: [work() for _ in range(each)], rounds)) / each
 
 
 def measure(width_in: int, width_out: int, tokens: int, rounds: int, device: torch.device) -> dict:
@@ -62,8 +56,8 @@ def measure(width_in: int, width_out: int, tokens: int, rounds: int, device: tor
         return go
 
     each = EACH if cuda else 1
-    found = {"bf16": timed(both(F.linear), rounds, each), "kept": timed(both(product), rounds, each),
-             "cast": timed(both(product, lambda: product.forget(frozen=True)), rounds, each)}
+    found = {"bf16": median(both(F.linear), rounds, each), "kept": median(both(product), rounds, each),
+             "cast": median(both(product, lambda: product.forget(frozen=True)), rounds, each)}
     flops = 6 * tokens * width_in * width_out
     return {**{f"{name}_tflops": flops / took / 1e12 for name, took in found.items()},
             "kept_ratio": found["bf16"] / found["kept"], "cast_ratio": found["bf16"] / found["cast"]}
@@ -95,7 +89,7 @@ def main() -> int:
             found = measure(width_in, width_out, tokens, 2 if asked.tiny else asked.rounds, device)
             lines.append({"model": name, "layer": layer.rpartition(".")[2], "in": width_in, "out": width_out, "tokens": tokens,
                           "reach": reach(width_in, width_out), "taken": reach(width_in, width_out) >= PAYS,
-                          "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "torch": torch.__version__, **found})
+                          "device": name_of(device), "torch": torch.__version__, **found})
             print(json.dumps(lines[-1]), flush=True)
     print(f"\n{lines[0]['device']}, torch {lines[0]['torch']}, {tokens:,} tokens\n\n{table(lines)}")
     return 0

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.results import tell
+from benchmarks.timing import took
 from nvlm_train.config.compose import compose
 from nvlm_train.config.schema import Language
 from nvlm_train.engine.folders import as_size
@@ -68,11 +69,12 @@ class Taken(NamedTuple):
 
 def copy(source: Path, target: Path) -> Taken:
     """A plain copy."""
+    def act() -> None:
+        shutil.copytree(source, target)
+        flush(target)
+
     flush(source, forget=True)
-    began, cpu = time.perf_counter(), time.process_time()
-    shutil.copytree(source, target)
-    flush(target)
-    taken = Taken(time.perf_counter() - began, time.process_time() - cpu)
+    taken = Taken(*took(act))
     shutil.rmtree(target)
     return taken
 

@@ -9,12 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from benchmarks.architectures import one_sample
 from nvlm_train.config.schema import Layout, Run
-from nvlm_train.contracts import PackedBatch, Turn
-from nvlm_train.data.encode import Encoder
-from nvlm_train.data.packing import pack_row
-from nvlm_train.data.tokenizer import load_tokenizer
+from nvlm_train.contracts import PackedBatch
 from nvlm_train.engine.megatron import bare_stages, whole_model_names
 from nvlm_train.engine.optimizer import data_parallel
 from nvlm_train.geometry import geometry_of
@@ -23,13 +19,9 @@ from nvlm_train.model.freeze import set_trainable
 from nvlm_train.model.fusion import fuse
 from nvlm_train.model.nvlm import DeviceRow, Nvlm, to_device
 from nvlm_train.parallel.groups import clear, lay_out
-from nvlm_train.planning.layer_times import (
-    ENCODER,
-    ENCODER_LAYER,
-)
+from nvlm_train.planning.layer_times import ENCODER, ENCODER_LAYER
 
 CHAIN = 4       # decoder layers behind each other
-ANSWER = "what is it " * 40     # with a loss, beside a picture
 
 
 @dataclass(frozen=True)
@@ -67,15 +59,6 @@ def alone(layout: Layout, seed: int) -> Iterator[None]:
         dist.new_group = new_group
         clear()
         dist.destroy_process_group()
-
-
-def full_row(run: Run) -> PackedBatch:
-    """As many samples of a picture, a question and its answer as the budgets of a row take. Any tokenizer does: what words say costs nothing."""
-    encoder = Encoder(run.model, run.data, load_tokenizer("tiny"))
-    asked = one_sample(3, run.model.vision.tile_size)
-    sample = encoder.encode(replace(asked, turns=(asked.turns[0], Turn("assistant", ANSWER))))
-    times = max(1, min(run.data.pack_tokens // sample.length, run.data.pack_tiles // len(sample.tiles)))
-    return pack_row([sample] * times, run.data.pack_tokens, encoder.tokenizer.pad_id, run.model.vision.tile_size)
 
 
 def built(stage: Nvlm, run: Run) -> Nvlm:

@@ -7,8 +7,9 @@ are not there: torch's fake process group answers their messages at once, so mes
 
     nvlm plan recipe=nvlm_d_72b stage=sft nodes=16 layer_times=times.json timeline=step.svg
 
-Seconds are the fastest of several rounds: by the clock on a GPU, its work included, and of the processor on a CPU. A few layers suffice, whatever the model's depth: GBs, not
-the model's size. --check (layout.tensor=1) also trains steps of this size with few layers, and compares them with what these times predict.
+Seconds are the fastest of several rounds: by the clock on a GPU, its work included, and of the processor on a CPU. A few layers
+suffice, whatever the model's depth: GBs, not the model's size. --check ROWS also trains steps of the whole model, on this device
+alone, and compares them with what these times predict: for models that fit it.
 """
 
 import argparse
@@ -25,10 +26,11 @@ from torch import Tensor
 if not __package__:     # python benchmarks/layers.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.calibrate import memory_rate
-from benchmarks.layer_parts import CHAIN, Parts, Rank, alone, full_row
+from benchmarks.calibrate import cpu_machine, known_gpu, memory_rate
+from benchmarks.layer_parts import CHAIN, Parts, Rank, alone
 from benchmarks.results import tell
-from benchmarks.timing import wait
+from benchmarks.samples import full_row, one_sample
+from benchmarks.timing import name_of, wait
 from nvlm_train.config.compose import compose
 from nvlm_train.config.schema import Run, Source
 from nvlm_train.contracts import PackedBatch, StepBatch
@@ -36,20 +38,14 @@ from nvlm_train.engine.megatron import MegatronEngine
 from nvlm_train.geometry import geometry_of
 from nvlm_train.kernels import plan_for
 from nvlm_train.parallel.device import choose_device, choose_dtype
-from nvlm_train.planning.devices import GPUS
 from nvlm_train.planning.fabric import Fabric, Link
-from nvlm_train.planning.layer_times import (
-    LAYERS,
-    LayerTimes,
-    Timed,
-    needed,
-    settings_of,
-    write_layer_times,
-)
-from nvlm_train.planning.rates import Machine, machine
+from nvlm_train.planning.layer_times import LAYERS, LayerTimes, Timed, needed, settings_of, write_layer_times
+from nvlm_train.planning.rates import machine
 from nvlm_train.planning.step import Step, row_of
 from nvlm_train.planning.timing import Memo, step_time, useful_of
 from nvlm_train.training.metrics import sample_work
+
+ANSWER = "what is it " * 40     # with a loss, beside a picture
 
 
 def clock() -> float:
@@ -82,7 +78,7 @@ def measure(run: Run, rounds: int) -> LayerTimes:
     dtype = choose_dtype(run.model.dtype, device)
     name = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
     rank = Rank(run, device, dtype, plan_for(run.model, device.type, name))
-    row = full_row(run)
+    row = full_row(run, one_sample(3, run.model.vision.tile_size, ANSWER))
     repeats = CHAIN if device.type == "cuda" else 1     # a GPU must not wait for the host between them
     with alone(run.layout, run.train.seed):
         parts = Parts(rank, row)
@@ -93,18 +89,18 @@ def measure(run: Run, rounds: int) -> LayerTimes:
                 both = timed(forward, rounds, 1 if count > 1 else repeats)
                 seconds[part] = Timed(both.forward / count, both.backward / count)
     works = sample_work(row, geometry_of(run.model).tokens)
-    shown = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    return LayerTimes(shown, torch.__version__, version("megatron-core"), settings_of(run, name), row_of(works, run.data.pack_tokens), seconds)
+    return LayerTimes(name_of(device), torch.__version__, version("megatron-core"), settings_of(run, name),
+                      row_of(works, run.data.pack_tokens), seconds)
 
 
 def checked(run: Run, times: LayerTimes, rows: int, rounds: int) -> tuple[float, float]:
     """(measured, predicted) seconds of a step of `rows` such rows, on this device alone. The update is modelled."""
-    row = full_row(run)
-    known = next((gpu for gpu in GPUS.values() if gpu.name in times.device), None)
-    here = machine(known) if known else Machine(1.0, 1.0, memory_rate(torch.device("cpu"), torch.float32, 1 << 20), 0.0, number_bytes=4,
-                                                accumulate_bytes=12, update_bytes=40, overlaps=False)
+    row = full_row(run, one_sample(3, run.model.vision.tile_size, ANSWER))
+    known = known_gpu(times.device)
+    here = machine(known) if known else cpu_machine(1.0, 1.0, memory_rate(torch.device("cpu"), torch.float32, 1 << 20))
     nobody = Link(1e12, 0.0)
-    on = Fabric(here, nobody, nobody, nobody)
+    kernels = plan_for(run.model, *(("cuda", "bf16") if known else ("cpu", "fp32")))
+    on = Fabric(here, nobody, nobody, nobody, kernels=kernels)
     works = sample_work(row, geometry_of(run.model).tokens) * rows
     step = Step((times.row,) * rows, 1.0, 0.0)
     predicted = step_time(run, on, step, 1, useful_of(run, works), Memo(times)).seconds

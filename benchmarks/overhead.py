@@ -20,9 +20,9 @@ import argparse
 import cProfile
 import pstats
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ if not __package__:     # python benchmarks/overhead.py
 from benchmarks.contenders import ceiling, ours
 from benchmarks.contenders.workloads import SHAPES, Piece, Shapes
 from benchmarks.results import tell
+from benchmarks.timing import took
 from nvlm_train.contracts import StepBatch
 from nvlm_train.engine.megatron import MegatronEngine
 
@@ -61,14 +62,12 @@ def narrow(layers: int, vit_layers: int) -> Shapes:
 
 def timed(step: Callable[[int], object], rounds: int) -> tuple[float, float]:
     """(milliseconds a row, milliseconds a step beside its rows) of steps of few and of many rows, in turn."""
-    took: dict[int, list[float]] = {FEW: [], MANY: []}
+    found: dict[int, list[float]] = {FEW: [], MANY: []}
     step(FEW)
     for _ in range(rounds):
-        for rows, seen in took.items():
-            began = time.process_time()
-            step(rows)
-            seen.append(1e3 * (time.process_time() - began))
-    few, many = (min(took[rows]) for rows in (FEW, MANY))
+        for rows, seen in found.items():
+            seen.append(1e3 * took(partial(step, rows)).cpu_seconds)
+    few, many = (min(found[rows]) for rows in (FEW, MANY))
     row = (many - few) / (MANY - FEW)
     return row, few - FEW * row
 

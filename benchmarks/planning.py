@@ -3,14 +3,14 @@
     packing   fill of the rows and imbalance of the ranks' estimated work, on steps of a finetuning blend with 30% text
     index     opening a folder of a million samples, the order of a step, the sizes of its pictures, and the memory it takes
 
-Milliseconds are CPU time, the best of several; a step's imbalance is the heaviest rank's work over the mean, less 1. A small step
-cannot be level, since rows are whole: beside it stands what full rows, all alike, would give.
+Milliseconds are CPU time, the best of several; of opening, and of the sizes the first time, once and by the clock. A step's imbalance
+is the heaviest rank's work over the mean, less 1. A small step cannot be level, since rows are whole: beside it stands what full rows,
+all alike, would give.
 """
 
 import argparse
 import hashlib
 import math
-import random
 import resource
 import sys
 import tempfile
@@ -20,7 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.contenders.workloads import conversations
 from benchmarks.results import tell
+from benchmarks.timing import seconds, took
 from nvlm_train.data.index import ShardEntry, ShardIndex, Strings, write_folder_index, write_shard_index
 from nvlm_train.data.order import BlendSource, Order
 from nvlm_train.data.packing import Cost, deal, pack
@@ -32,20 +34,9 @@ STEPS = ((128, 8), (256, 8), (1024, 8), (1024, 64), (4096, 64))   # samples, dat
 SHARD = 1000                                # samples
 
 
-def blend(samples: int, seed: int = 2) -> list[Cost]:
-    """Costs of a finetuning step: 30% text alone, the rest pictures of 1 to 6 tiles with their thumbnail; lengths log-normal."""
-    draw = random.Random(seed)
-    costs = []
-    for _ in range(samples):
-        tiles = 0 if draw.random() < 0.3 else draw.choice((1, 1, 3, 4, 5, 5, 7, 7, 7))
-        text = min(1300, max(24, int(draw.lognormvariate(4.9 if tiles else 6.0, 0.7))))
-        costs.append(Cost(tiles * TOKENS_A_TILE + text, tiles))
-    return costs
-
-
 def packed(samples: int, ranks: int) -> dict:
     """Fill, imbalance and milliseconds of one step."""
-    costs = blend(samples)
+    costs = [Cost(piece.tiles * TOKENS_A_TILE + piece.text, piece.tiles) for piece in conversations(samples)]
     rows = pack(costs, TOKENS, TILES)
     dealt = deal(rows, costs, ranks)
     loads = [sum(costs[i].work for row in rank for i in row) for rank in dealt]
@@ -59,12 +50,7 @@ def packed(samples: int, ranks: int) -> dict:
 
 def best(work: Callable[[], object], rounds: int = 7) -> float:
     """CPU milliseconds of the quickest of several rounds."""
-    found = []
-    for _ in range(rounds):
-        start = time.process_time()
-        work()
-        found.append((time.process_time() - start) * 1e3)
-    return min(found)
+    return 1e3 * min(took(work).cpu_seconds for _ in range(rounds))
 
 
 def write_index(folder: Path, samples: int) -> None:
@@ -99,9 +85,7 @@ def indexed(samples: int, step: int = 1024) -> dict:
         def sizes(start: int) -> list:
             return [folder.image_sizes(pick.sample) for pick in order.between(start, start + step) if pick.source == 0]
 
-        start = time.perf_counter()
-        sizes(0)
-        first = time.perf_counter() - start
+        first = seconds(lambda: sizes(0))
         later = best(lambda: sizes(step))
         for shard in range(len(folder.entries)):
             folder.index(shard)

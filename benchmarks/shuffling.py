@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--disk", type=Path, help="a folder on the disk to read from; not given: no reading")
     parser.add_argument("--kb", type=int, default=100, help="size of a sample")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--json", metavar="FILE", help="also write the result there")
     options = parser.parse_args(arguments)
 
     size, total = [SAMPLES] * SHARDS, SHARDS * SAMPLES

@@ -24,6 +24,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import text_ability_data as texts
+from benchmarks.likelihood import losses
 from benchmarks.text_ability_tables import tables
 from data_prep import tiny
 from data_prep.demo import LANGUAGE, VISION
@@ -31,7 +32,6 @@ from data_prep.shards import write_shards
 from nvlm_train.comparison.processes import run_module
 from nvlm_train.config.compose import adjust, runs_from_file
 from nvlm_train.contracts import Sample
-from nvlm_train.evaluation.likelihood import losses
 from nvlm_train.evaluation.opening import Model, open_model
 from nvlm_train.evaluation.tasks import ask, read_questions
 from nvlm_train.training.logs import write_atomically
@@ -89,7 +89,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.text_ability")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.text_ability", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scale", choices=list(SCALES), default="demo")
     parser.add_argument("--shares", type=lambda text: [int(share) for share in text.split(",")], default=[0, 10, 25, 50],

@@ -134,6 +134,8 @@ def main() -> int:
     parser.add_argument("--alone", choices=(*CONTENDERS, "fp8"), help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of ours")
     asked = parser.parse_intermixed_args()
+    if unknown := set(asked.contenders.split(",")) - {*CONTENDERS, *OURS}:
+        parser.error(f"--contenders {', '.join(sorted(unknown))}: there are {', '.join(CONTENDERS)} and fp8")
     if asked.data == "real":
         if asked.contenders not in (",".join(CONTENDERS), "ours") or asked.cached or asked.profile:
             parser.error("--data real runs ours alone, and knows neither --cached nor --profile (train with profile=20-22 for that)")

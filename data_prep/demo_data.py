@@ -24,14 +24,18 @@ TEST = 400              # questions of each test set
 QUESTIONS = 5           # most questions in one conversation about a shape
 
 
+def _captioned() -> Iterator[tuple[easy_vqa_facts.Picture, str]]:
+    """The training pictures whose colour and shape the package's answers tell, each with its caption."""
+    return ((picture, phrases.shape_caption(picture.color, picture.shape)) for picture in easy_vqa_facts.pictures("train")
+            if picture.color and picture.shape)
+
+
 def shape_captions() -> Iterator[Sample]:
-    """Captions of the training pictures whose colour and shape the package's answers tell."""
+    """Captions of training pictures."""
     random_ = random.Random(f"shape captions/{SEED}")
-    for picture in easy_vqa_facts.pictures("train"):
-        if picture.color and picture.shape:
-            caption = phrases.shape_caption(picture.color, picture.shape)
-            yield question_sample("easy_vqa", f"caption-{picture.number}", picture.path.read_bytes(),
-                                  [(random_.choice(phrases.CAPTION_REQUESTS), caption)])
+    for picture, caption in _captioned():
+        yield question_sample("easy_vqa", f"caption-{picture.number}", picture.path.read_bytes(),
+                              [(random_.choice(phrases.CAPTION_REQUESTS), caption)])
 
 
 def shape_conversations() -> Iterator[Sample]:
@@ -86,12 +90,10 @@ def puzzle_samples(split: str) -> Iterator[Sample]:
 def told_pictures() -> Iterator[Sample]:
     """Training pictures told in words, with questions about them: what a language model can know of shapes without seeing."""
     random_ = random.Random(f"told/{SEED}")
-    for picture in easy_vqa_facts.pictures("train"):
-        if picture.color and picture.shape:
-            caption = phrases.shape_caption(picture.color, picture.shape)
-            asked = random_.sample(picture.questions, 2)
-            asked.insert(0, (random_.choice(phrases.CAPTION_REQUESTS), caption))
-            yield question_sample("told", f"shape-{picture.number}", None, [(f"{caption}\n{asked[0][0]}", asked[0][1]), *asked[1:]])
+    for picture, caption in _captioned():
+        asked = random_.sample(picture.questions, 2)
+        asked.insert(0, (random_.choice(phrases.CAPTION_REQUESTS), caption))
+        yield question_sample("told", f"shape-{picture.number}", None, [(f"{caption}\n{asked[0][0]}", asked[0][1]), *asked[1:]])
     for index in range(RENDERED):
         text = random_.choice(phrases.WORDS) if index % 2 else str(random_.randrange(10, 100))
         asked = [(random_.choice(phrases.READING_REQUESTS), text),

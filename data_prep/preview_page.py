@@ -18,7 +18,6 @@ from nvlm_train.data.images import image_size
 from nvlm_train.data.permutation import key_of, permuted
 from nvlm_train.data.records import read_record
 from nvlm_train.data.shards import ShardFolder
-from nvlm_train.data.tags import tile_tags
 from nvlm_train.data.tiling import tiles_of_grid
 from nvlm_train.errors import SampleRefused
 from nvlm_train.training.logs import write_atomically
@@ -118,9 +117,8 @@ def tokens_of(encoder: Encoder, encoded: EncodedSample) -> list[Token]:
 
 
 def _picture(encoder: Encoder, data: bytes, grid: tuple[int, int]) -> Picture:
-    tags = tile_tags(encoder.model.tags, grid, encoder.geometry.tile_size, encoder.data.thumbnail)
-    regular = grid[0] * grid[1]
-    return Picture(thumbnail(data, SHOWN_PX), *image_size(data), *grid, tags[:regular], tags[regular] if len(tags) > regular else None)
+    tags, regular = encoder.tags_of(grid), grid[0] * grid[1]
+    return Picture(thumbnail(data, SHOWN_PX), *image_size(data), *grid, tags[:regular], next(iter(tags[regular:]), None))
 
 
 def survey(folder: ShardFolder, encoder: Encoder) -> Mapping[str, Sequence[Bar]]:

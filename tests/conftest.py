@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 
+import pytest
 from hypothesis import settings
 
 # Before torch is imported anywhere: several test processes share a few cores.
@@ -21,11 +22,20 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fake-gpu", action="store_true", help="on a GPU that is not there (tests/fake_gpu): pytest tests/gpu --fake-gpu")
+
+
 def pytest_configure(config):
     """Built-in datasets are written to a folder of this session; xdist's workers share their parent's."""
     if not hasattr(config, "workerinput"):
         config.nvlm_cache = os.environ["NVLM_CACHE"] = tempfile.mkdtemp(prefix="nvlm-test-cache-")
         os.environ["HF_MODULES_CACHE"] = f"{config.nvlm_cache}/modules"     # where transformers puts an exported model's code
+    if config.getoption("--fake-gpu"):
+        from tests.fake_gpu import gpu
+        if problem := gpu.problem():
+            raise pytest.UsageError(f"--fake-gpu: {problem}")
+        gpu.enable()
 
 
 def pytest_unconfigure(config):
@@ -33,13 +43,17 @@ def pytest_unconfigure(config):
         shutil.rmtree(config.nvlm_cache, ignore_errors=True)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Files whose tests wait for other processes come first, for two workers to finish together (`make test` keeps this order)."""
     weight: dict = {}
     for item in items:
         own = 2 if item.get_closest_marker("distributed") else 1 if item.get_closest_marker("slow") else 0
         weight[item.path] = max(weight.get(item.path, 0), own)
     items.sort(key=lambda item: -weight[item.path])
+    if config.getoption("--fake-gpu"):
+        for item in items:
+            if item.get_closest_marker("hardware"):
+                item.add_marker(pytest.mark.skip(reason="needs a real GPU"))
 
 
 def pytest_terminal_summary(terminalreporter):

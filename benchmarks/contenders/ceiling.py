@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.contenders.result import facts, timed
+from benchmarks.contenders.result import facts
 from benchmarks.contenders.workloads import Piece, Shapes
+from benchmarks.timing import timed
 
 try:
     from torch.nn.attention.varlen import varlen_attn

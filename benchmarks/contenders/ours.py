@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.contenders.result import facts, timed
+from benchmarks.contenders.result import facts
 from benchmarks.contenders.workloads import STAGES, Piece, Shapes
+from benchmarks.timing import name_of, timed
 from nvlm_train.config.compose import compose
 from nvlm_train.config.schema import Run
 from nvlm_train.contracts import EncodedSample, PackedBatch, StepBatch, TileMemory
@@ -98,7 +99,7 @@ def take_apart(engine: MegatronEngine, run: Run, batch: StepBatch, folder: Path)
     engine.train_step(batch, run.train.lr)
     session.step_done(0.0, time.perf_counter() - began)
     session.stop()
-    device = torch.cuda.get_device_name() if engine.device.type == "cuda" else None
+    device = name_of(engine.device) if engine.device.type == "cuda" else None
     work = useful_of(run, trained_components(run.model, run.train), batch.rows)
     share = Share(session.measured(folder / "trace-rank0.json.gz"), work)
     write_profile(folder, summary(run.stage, [1], [share], device, peak_flops(device), []))

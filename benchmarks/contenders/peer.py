@@ -3,8 +3,9 @@ AdamW, samples padded to the longest of their micro-batch."""
 
 import torch
 
-from benchmarks.contenders.result import facts, timed
+from benchmarks.contenders.result import facts
 from benchmarks.contenders.workloads import Piece, Shapes
+from benchmarks.timing import timed
 
 MICRO = {"pretraining": 16, "finetuning": 4}        # samples at a time; twice as many do not fit 80 GB
 

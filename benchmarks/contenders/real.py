@@ -45,8 +45,8 @@ class Seen(QuietHook):
 
 def settings(workload: str, shapes: Shapes, shards: Path, threads: int, steps: int) -> list[str]:
     """Settings of a run over these shards, in the workload's batches; samples longer than a row lose tiles or are refused, as always."""
-    return [f"data.blend={{{SOURCE}:{{path:{shards}}}}}", "data.validation={}", f"data.workers={threads}", f"train.steps={steps + WARM}", "train.warmup_steps=0",
-            f"train.global_batch={shapes.samples[WORKLOADS.index(workload)]}"]
+    return [f"data.blend={{{SOURCE}:{{path:{shards}}}}}", "data.validation={}", f"data.workers={threads}",
+            f"train.steps={steps + WARM}", "train.warmup_steps=0", f"train.global_batch={shapes.samples[WORKLOADS.index(workload)]}"]
 
 
 def measure(workload: str, shapes: Shapes, architecture: str, shards: Path, threads: int, steps: int, rounds: int,

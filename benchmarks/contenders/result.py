@@ -1,23 +1,20 @@
-"""Timing a contender's step, and what is told of it."""
+"""What is told of a contender's step."""
 
 import statistics
-from collections.abc import Callable
 
 import torch
 
 from benchmarks.contenders.workloads import Piece, Shapes, in_sequence
-from benchmarks.timing import seconds
+from benchmarks.timing import timed
 from nvlm_train.config.schema import Connector, Language, Model, Vision
 from nvlm_train.model.accounting import useful_flops
 
-WARM = 2
-
 
 def model_of(shapes: Shapes) -> Model:
-    """The shapes as NVLM-D's settings, for counting operations."""
+    """The shapes as NVLM-D's settings, for arithmetic; without LayerScale, as by hand."""
     return Model(
         "nvlm_d", Vision(layers=shapes.vit_layers, hidden=shapes.vit_width, heads=shapes.vit_heads, ffn=shapes.vit_ffn, tile_size=shapes.tile,
-                         patch=shapes.patch, norm="layer", qkv_bias=True, qk_norm=False),
+                         patch=shapes.patch, norm="layer", qkv_bias=True, qk_norm=False, layer_scale=False),
         Connector(hidden=shapes.width), language=Language(
             layers=shapes.layers, hidden=shapes.width, heads=shapes.heads, kv_heads=shapes.kv_heads, head_dim=shapes.head_dim,
             ffn=shapes.ffn, vocab=shapes.vocab))
@@ -28,13 +25,6 @@ def useful(work: list[Piece], shapes: Shapes, workload: str) -> float:
     every contender."""
     trained = ["connector"] if workload == "pretraining" else ["connector", "language"]
     return useful_flops(model_of(shapes), trained, in_sequence(work, shapes)).total
-
-
-def timed(step: Callable[[], object], rounds: int) -> list[float]:
-    """Seconds of each round, the device's work included, after two to warm up."""
-    for _ in range(WARM):
-        step()
-    return [seconds(step) for _ in range(rounds)]
 
 
 def facts(took: list[float], work: list[Piece], shapes: Shapes, workload: str, flops: float | None = None, **more) -> dict:

@@ -61,7 +61,7 @@ SHAPES = {
 
 
 def pieces(workload: str, shapes: Shapes) -> list[Piece]:
-    draw = {"pretraining": _captions, "finetuning": _conversations}[workload]
+    draw = {"pretraining": _captions, "finetuning": conversations}[workload]
     drawn = draw(shapes.samples[WORKLOADS.index(workload)], lambda tokens: max(2, tokens // shapes.text_scale))
     # Where text is scaled down to a few tokens: the first of a sample has none before it to be predicted from.
     return [replace(piece, supervised=min(piece.supervised, piece.text - 1)) for piece in drawn]
@@ -73,7 +73,8 @@ def _captions(count: int, sized: Callable[[int], int]) -> list[Piece]:
     return [Piece(1, sized(length), sized(max(8, length - 8))) for length in lengths]
 
 
-def _conversations(count: int, sized: Callable[[int], int]) -> list[Piece]:
+def conversations(count: int, sized: Callable[[int], int] = int) -> list[Piece]:
+    """Of finetuning. sized: what becomes of a length of text."""
     drawn, found = random.Random(2), []
     for _ in range(count):
         tiles = 0 if drawn.random() < 0.3 else drawn.choice([1, 1, 3, 4, 5, 5, 7, 7, 7])

@@ -16,6 +16,8 @@ One H100, torch 2.11, 8,192 tokens, forward and both gradients, casts compiled a
 (`benchmarks/fp8.py` measures the same). Between 2,016 and 3,014 nothing was measured; the line between them says 1.1 at `PAYS`.
 """
 
+import math
+
 from nvlm_train.config.schema import Language, Model
 
 PAYS = 2_500
@@ -48,6 +50,12 @@ def fp8_linears(model: Model, tensor: int) -> tuple[str, ...]:
 def by_torch(model: Model, tensor: int) -> tuple[str, ...]:
     """The same under the run's settings: none unless torch computes in fp8."""
     return fp8_linears(model, tensor) if model.fp8 != "none" and model.kernels != "te" else ()
+
+
+def rounded_weights(model: Model, tensor: int) -> int:
+    """Weights of one decoder layer, on one of `tensor` ranks, that torch casts to fp8."""
+    sides = linears(model.language, tensor)
+    return sum(math.prod(sides[name]) for name in by_torch(model, tensor))
 
 
 def told(model: Model, tensor: int) -> str:

@@ -1,5 +1,5 @@
-"""How a layout splits a model over ranks: heads, vocabulary, layers, room for the image memory. Plain arithmetic; the one home of it for the
-model, which builds a rank's part, and for planning, which counts it."""
+"""How a layout splits a model over ranks: heads, vocabulary, layers, tiles, room for the image memory. Plain arithmetic; the one
+home of it for the model, which builds a rank's part, and for planning, which counts it."""
 
 from nvlm_train.config.layers import cross_layers
 from nvlm_train.config.schema import Layout, Model
@@ -17,6 +17,18 @@ def padded_size(size: int, multiple: int) -> int:
 def encoder_tensor(layout: Layout) -> int:
     """Ranks that the vision encoder's weights are split over: one where its tiles are shared out instead."""
     return 1 if layout.share_tiles else layout.tensor
+
+
+def tiles_each(tiles: int, ranks: int) -> int:
+    """Of a row's tiles, where ranks share them out (`layout.share_tiles`, context parallelism): so many for each rank but the
+    last ones, which may have fewer, or none."""
+    return -(-tiles // ranks)
+
+
+def tiles_of_rank(tiles: int, rank: int, ranks: int) -> slice:
+    """A rank's own of them."""
+    each = tiles_each(tiles, ranks)
+    return slice(rank * each, (rank + 1) * each)
 
 
 def row_multiple(layout: Layout) -> int:

@@ -118,6 +118,10 @@ class Encoder:
         """Tokens that a picture of each allowed grid adds to a sample."""
         return {grid: len(self._layout_of(grid).tokens) for grid in allowed_grids(self.data.max_tiles)}
 
+    def tags_of(self, grid: Grid) -> list[str]:
+        """The tag of each tile of a picture of this grid, in tile order (`tags.tile_tags`)."""
+        return tile_tags(self.model.tags, grid, self.geometry.tile_size, self.data.thumbnail)
+
     # Encoding
 
     def encode(self, sample: Sample, plan: Plan | None = None, out: np.ndarray | None = None,
@@ -169,9 +173,8 @@ class Encoder:
     def _lay_out(self, grid: Grid) -> PictureLayout:
         """What a picture of this grid adds. Each tag is tokenised alone, so that it does not depend on its neighbours."""
         model = self.model
-        tags = tile_tags(model.tags, grid, self.geometry.tile_size, self.data.thumbnail)
-        places = tile_places(model.architecture, model.cross_attention.tag_mask, [self.tokenizer.encode(tag) for tag in tags],
-                             self.data.thumbnail)
+        tags = [self.tokenizer.encode(tag) for tag in self.tags_of(grid)]
+        places = tile_places(model.architecture, model.cross_attention.tag_mask, tags, self.data.thumbnail)
         return lay_out(places, self.geometry.tokens, self.tokenizer.image_id)
 
     def _memory_tag_problems(self) -> list[str]:

@@ -82,7 +82,7 @@ class Tokenizer:
         return self._library.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
 
-def file_of(path: str) -> Path:
+def file_of(path: str | Path) -> Path:
     """The file that `model.tokenizer` names: itself, or the tokenizer.json of a folder. It need not be there."""
     named = Path(path).expanduser()
     return named / "tokenizer.json" if named.is_dir() else named

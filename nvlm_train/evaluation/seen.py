@@ -11,7 +11,6 @@ from PIL import Image
 from nvlm_train.contracts import EncodedSample, Sample
 from nvlm_train.data.encode import Encoder
 from nvlm_train.data.images import image_size
-from nvlm_train.data.tags import tile_tags
 from nvlm_train.data.tiling import Grid, choose_grid, tiles_of_grid
 from nvlm_train.errors import DataError
 from nvlm_train.geometry import FEWER_TILES
@@ -40,7 +39,7 @@ def seen_tiles(encoded: EncodedSample, grids: Sequence[Grid], encoder: Encoder) 
     tiles = iter(encoded.tiles)
     for picture, grid in enumerate(grids):
         columns, rows = grid
-        for number, tag in enumerate(tile_tags(encoder.model.tags, grid, encoder.geometry.tile_size, encoder.data.thumbnail)):
+        for number, tag in enumerate(encoder.tags_of(grid)):
             placed = number < columns * rows and columns * rows > 1
             yield Seen(picture, tag, (number % columns, number // columns) if placed else None, next(tiles))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
+from nvlm_train.config.inputs import local_inputs
 from nvlm_train.config.schema import Run
 from nvlm_train.data.index import FOLDER_INDEX
 from nvlm_train.data.tokenizer import file_of
@@ -57,18 +58,15 @@ def unshared(run_dir: Path, ranks: Sequence[Facts], seen: Sequence[bool]) -> Ite
 
 
 def inputs_of(runs: Sequence[Run]) -> dict[str, str]:
-    """What these runs read from local or mounted folders -> its hash, or `cannot be read: why`. Remote and built-in data are left out:
-    opening them is the loader's, and costs a network's time."""
+    """What these runs read (`local_inputs`) -> its hash, "there" for what is too large to hash, or `cannot be read: why`."""
     found = {}
-    for run in runs:
-        if run.model.tokenizer != "tiny":
-            found[f"model.tokenizer={run.model.tokenizer}"] = _hash(file_of(run.model.tokenizer))
-        for source in (*run.data.blend.values(), *run.data.validation.values()):
-            if "://" not in source.path and not source.path.startswith("builtin:"):
-                found[source.path] = _hash(Path(source.path).expanduser() / FOLDER_INDEX)
-        for weights in (run.model.vision.weights, run.model.language.weights, run.model.connector.weights, run.init):
-            if weights is not None:
-                found[weights] = "there" if Path(weights).expanduser().exists() else f"{_UNREADABLE}there is no such file"
+    for key, path in (item for run in runs for item in local_inputs(run).items()):
+        if key.startswith("data."):
+            found[str(path)] = _hash(path / FOLDER_INDEX)
+        elif key == "model.tokenizer":
+            found[f"{key}={path}"] = _hash(file_of(path))
+        else:
+            found[str(path)] = "there" if path.exists() else f"{_UNREADABLE}there is no such file"
     return found
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nvlm_train.config.cluster import Container
+from nvlm_train.config.inputs import local_inputs
 from nvlm_train.config.schema import Run
 
 _ADD = "add one to cluster.container.mounts"
@@ -25,16 +26,6 @@ def unmounted(runs: Sequence[Run], run_dir: Path, workdir: Path, container: Cont
         yield (f"run.dir={run_dir} is in none of the folders that the container may write under the same name "
                f"({', '.join(writable)}): {_ADD}")
     seen = [inside for _, inside, *_ in mounts]
-    for key, path in _needed(runs, workdir).items():
-        if not any(path.is_relative_to(folder) for folder in seen):
-            yield f"{key}={path} is in none of the folders that the container sees ({', '.join(seen)}): {_ADD}"
-
-
-def _needed(runs: Sequence[Run], workdir: Path) -> dict[str, Path]:
-    """Setting -> what it names on a disk; built-in and remote data are left out."""
-    named = {}
-    for run in runs:
-        named |= {f"data.blend.{name}.path": source.path for name, source in run.data.blend.items()}
-        named |= {f"evaluate.data.{name}": folder for name, folder in run.evaluate.data.items()}
-        named |= {"model.vision.weights": run.model.vision.weights, "model.language.weights": run.model.language.weights}
-    return {key: workdir / path for key, path in named.items() if path and ":" not in path}
+    for key, path in (item for run in runs for item in local_inputs(run).items()):
+        if not any((workdir / path).is_relative_to(folder) for folder in seen):
+            yield f"{key}={workdir / path} is in none of the folders that the container sees ({', '.join(seen)}): {_ADD}"

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nvlm_train.config.split import CHUNKS
+from nvlm_train.config.split import CHUNKS, tiles_of_rank
 from nvlm_train.contracts import PackedBatch
 
 Range = tuple[int, int]     # tokens [start, end)
@@ -99,20 +99,12 @@ class Share:
         there = torch.cat([_places(ranges) for ranges in self.dealt])
         return torch.empty_like(there).index_copy(0, there, torch.arange(len(there)))
 
-    def tiles(self, n: int) -> slice:
-        """The tiles of n that this rank sees: equally many for each but the last ones, which may have fewer or none."""
-        each = self.tiles_each(n)
-        return slice(self.context.rank * each, (self.context.rank + 1) * each)
-
-    def tiles_each(self, n: int) -> int:
-        return -(-n // self.context.size)
-
     def take(self, row: PackedBatch) -> PackedBatch:
         """The row as this rank sees it: its own tokens, spans of readers and tiles, as if they were all.
 
         Places of tiles still count in the whole row, since a tile's tokens may stand on several ranks (see `spread`).
         """
-        at, seen = self.places, self.tiles(len(row.tile_starts_n))
+        at, seen = self.places, tiles_of_rank(len(row.tile_starts_n), self.context.rank, self.context.size)
         return replace(
             row, tokens_T=row.tokens_T[at], positions_T=row.positions_T[at], labels_T=row.labels_T[at],
             loss_weights_T=row.loss_weights_T[at], cu_seqlens=torch.searchsorted(at, row.cu_seqlens.long()).int(),

@@ -32,6 +32,7 @@ class _Gathered(torch.autograd.Function):
         whole = grad.float().contiguous()       # added up in fp32: every rank's queries have read these keys
         own = whole.new_empty(len(whole) // ctx.size, *whole.shape[1:])
         dist.reduce_scatter_tensor(own, whole, group=ctx.group)
+        del whole       # a row's widest tensor when it is the visual tokens'
         return own.to(grad.dtype), None, None
 
 

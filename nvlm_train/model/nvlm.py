@@ -18,7 +18,7 @@ from torch import Tensor
 from nvlm_train.config.layers import cross_layers
 from nvlm_train.config.recompute import recomputed
 from nvlm_train.config.schema import Layout, Model
-from nvlm_train.config.split import encoder_tensor
+from nvlm_train.config.split import encoder_tensor, tiles_each
 from nvlm_train.contracts import PackedBatch
 from nvlm_train.kernels import KernelPlan
 from nvlm_train.model.attention import packing
@@ -142,7 +142,7 @@ class Nvlm(MegatronModule):
         all ranks are given what each has seen."""
         features = self.vision(row.tiles_nCPP) if row.features_nLC is None else row.features_nLC
         n, split = row.places.tiles, row.packed.split
-        blanks = max(1, split.share.tiles_each(n) if split else n) - len(features)
+        blanks = max(1, tiles_each(n, split.share.context.size) if split else n) - len(features)
         features = F.pad(features, (0, 0, 0, 0, 0, blanks)) if blanks else features
         seen = again(self.connector, features) if self.connects_again else self.connector(features)
         return split.gather(seen)[:n] if split and n else seen[:n]

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedBase
 from torch import Tensor
 
+from nvlm_train.config.split import tiles_each, tiles_of_rank
+
 
 @dataclass(frozen=True)
 class TileShare:
@@ -21,10 +23,9 @@ class TileShare:
 
     def see(self, encode: Callable[[Tensor], Tensor], tiles_nCPP: Tensor) -> Tensor:
         """What `encode` makes of all tiles, [n, L, C], on every rank; without gradients. All ranks of the group call it with the same
-        tiles. Where n is no multiple of the ranks, the last ones have fewer, or none."""
-        n, ranks, rank = len(tiles_nCPP), self.tensor.size(), self.tensor.rank()
-        each = -(-n // ranks)
-        own = encode(tiles_nCPP[rank * each:(rank + 1) * each])
+        tiles."""
+        n, ranks = len(tiles_nCPP), self.tensor.size()
+        own, each = encode(tiles_nCPP[tiles_of_rank(n, self.tensor.rank(), ranks)]), tiles_each(n, ranks)
         if ranks == 1 or not n:
             return own
         sent = own.new_zeros(each, *own.shape[1:])

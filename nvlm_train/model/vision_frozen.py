@@ -6,6 +6,8 @@ pass, are passed by, and their biases join the kernel behind them. Tensor parall
 Kernels see [n * L, width], so the number of tiles changes one size only.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
@@ -14,22 +16,9 @@ from torch import Tensor
 from nvlm_train.model.elementwise import kernel
 
 
-def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x), the approximation that CLIP was trained with."""
-    return x * torch.sigmoid(1.702 * x)
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU's tanh form, SigLIP's."""
-    return F.gelu(x, approximate="tanh")
-
-
-ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu, "gelu_tanh": gelu_tanh}
-
-
-def activated(x_Nf: Tensor, bias_f: Tensor, activation: str) -> Tensor:
+def activated(x_Nf: Tensor, bias_f: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
     """activation(x + bias)."""
-    return ACTIVATIONS[activation](x_Nf.float() + bias_f.float()).to(x_Nf.dtype)
+    return activation(x_Nf.float() + bias_f.float()).to(x_Nf.dtype)
 
 
 def added(residual_NC: Tensor, branch_NC: Tensor, bias_C: Tensor, scale_C: Tensor | None) -> Tensor:

@@ -21,7 +21,20 @@ from nvlm_train.config.schema import Vision
 from nvlm_train.config.split import padded_size
 from nvlm_train.model.norm import NORMS
 from nvlm_train.model.padding import mark
-from nvlm_train.model.vision_frozen import ACTIVATIONS, frozen_layer
+from nvlm_train.model.vision_frozen import frozen_layer
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), the approximation that CLIP was trained with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU's tanh form, SigLIP's."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu, "gelu_tanh": gelu_tanh}
 
 
 class WideRMSNorm(nn.Module):
@@ -92,7 +105,7 @@ class VisionLayer(MegatronModule):
         common = {"config": config, "init_method": config.init_method, "bias": True, "skip_bias_add": False, "tp_group": group}
         self.linear_fc1 = ColumnParallelLinear(vision.hidden, vision.ffn, gather_output=False, **common)
         self.linear_fc2 = RowParallelLinear(vision.ffn, vision.hidden, input_is_parallel=True, **common)
-        self.activation = vision.activation
+        self.activation = ACTIVATIONS[vision.activation]
         self.layer_scale = vision.layer_scale
         if vision.layer_scale:
             place = {"dtype": config.params_dtype, "device": torch.cuda.current_device()}
@@ -104,5 +117,5 @@ class VisionLayer(MegatronModule):
             return frozen_layer(self, x_nLC)
         branch = self.attention(self.norm1(x_nLC))
         x_nLC = x_nLC + (branch * self.ls1 if self.layer_scale else branch)
-        branch = self.linear_fc2(ACTIVATIONS[self.activation](self.linear_fc1(self.norm2(x_nLC))[0]))[0]
+        branch = self.linear_fc2(self.activation(self.linear_fc1(self.norm2(x_nLC))[0]))[0]
         return x_nLC + (branch * self.ls2 if self.layer_scale else branch)

@@ -15,7 +15,7 @@ class Gpu:
 
     memory: bytes that a program can allocate on an idle one; bandwidth: of its memory, in bytes a second; link: to the other GPUs
     of its node, one direction, in bytes a second; network: its share of the node's network cards, one direction, in bytes a second;
-    processors: streaming multiprocessors; source: where the figures are from.
+    processors: streaming multiprocessors; capability: compute capability; source: where the figures are from.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Gpu:
     link: float
     network: float
     processors: int
+    capability: tuple[int, int]
     source: str
 
     @property
@@ -35,10 +36,10 @@ class Gpu:
 _DGX = "NVIDIA datasheets of {}: memory, bandwidth, NVLink, ConnectX cards; memory as the driver reports it"
 
 GPUS = {
-    "a100": Gpu("A100", int(79.2 * GIB), 2.039e12, 300e9, 25e9, 108, _DGX.format("A100 80GB SXM and DGX A100")),
-    "h100": Gpu("H100", int(79.1 * GIB), 3.35e12, 450e9, 50e9, 132, _DGX.format("H100 SXM and DGX H100")),
-    "h200": Gpu("H200", int(139.8 * GIB), 4.8e12, 450e9, 50e9, 132, _DGX.format("H200 SXM and DGX H200")),
-    "b200": Gpu("B200", int(178.3 * GIB), 8e12, 900e9, 50e9, 148, _DGX.format("B200 SXM and DGX B200")),
+    "a100": Gpu("A100", int(79.2 * GIB), 2.039e12, 300e9, 25e9, 108, (8, 0), _DGX.format("A100 80GB SXM and DGX A100")),
+    "h100": Gpu("H100", int(79.1 * GIB), 3.35e12, 450e9, 50e9, 132, (9, 0), _DGX.format("H100 SXM and DGX H100")),
+    "h200": Gpu("H200", int(139.8 * GIB), 4.8e12, 450e9, 50e9, 132, (9, 0), _DGX.format("H200 SXM and DGX H200")),
+    "b200": Gpu("B200", int(178.3 * GIB), 8e12, 900e9, 50e9, 148, (10, 0), _DGX.format("B200 SXM and DGX B200")),
 }
 
 

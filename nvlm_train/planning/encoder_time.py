@@ -7,7 +7,7 @@ and a write of each tensor that a kernel touches; the comments name the kernels.
 from dataclasses import replace
 
 from nvlm_train.config.schema import Connector, Language, Model, Vision
-from nvlm_train.config.split import padded_size
+from nvlm_train.config.split import padded_size, tiles_each
 from nvlm_train.geometry import TileGeometry
 from nvlm_train.planning.cost import NOTHING, Pass, Place
 
@@ -22,7 +22,7 @@ def encode(v: Vision, place: Place, tiles: int, trains: bool, share: bool = Fals
         return Pass()
     if share and place.tensor > 1:
         features = place.gather(padded_size(tiles, place.tensor) * TileGeometry(v.tile_size, v.patch).patches, v.hidden)
-        return encode(v, replace(place, tensor=1), -(-tiles // place.tensor), trains) + Pass(features)
+        return encode(v, replace(place, tensor=1), tiles_each(tiles, place.tensor), trains) + Pass(features)
     place = replace(place, sequence=False)
     patches = TileGeometry(v.tile_size, v.patch).patches
     tokens = tiles * (patches + v.class_token)
@@ -42,16 +42,25 @@ def _layer(v: Vision, place: Place, tiles: int, tokens: int, trains: bool) -> Pa
     total += place.row(tokens, width, D, trains, trains)
     total += place.column(tokens, D, f, trains, trains)
     total += place.row(tokens, f, D, trains, trains)
-    # Two norms (2), two additions (3), the biases of both output linears (2); GELU and its linear's bias (2 each).
-    numbers = (4 + 6 + 4 + (4 if v.layer_scale else 0)) * D + 4 * f
-    numbers += 6 * width if v.qkv_bias else 0
-    numbers += 2 * width                                                    # the heads' outputs side by side
-    numbers += 2 * 19 * width if v.qk_norm else 0                           # fp32: cast, square, sum, cast, scale, cast; weight
+    numbers = _between_products(v, f, width) if trains or not place.compiled else _compiled_between_products(v, f, width)
     moved = place.moves(tokens * numbers, 14 + 16 * v.qk_norm + 2 * v.layer_scale)
     total += Pass(moved, moved.scaled(_BACKWARD))
     if v.qk_norm and place.tensor > 1:
         total += Pass(place.reduce(2 * tokens, 2), place.reduce(2 * tokens, 2))     # fp32 mean squares of queries and keys
     return total
+
+
+def _between_products(v: Vision, f: int, width: int) -> int:
+    """Numbers that a layer's element-wise operations move, a token: two norms (2), two additions (3), the biases of both output linears (2)
+    and LayerScale (2); GELU and its linear's bias (2 each); the projection's bias (2); the heads' outputs side by side (2); norms of q
+    and k in fp32: cast, square, sum, cast, scale, cast, weight (19)."""
+    return (14 + 4 * v.layer_scale) * v.hidden + 4 * f + (6 * v.qkv_bias + 2 + 38 * v.qk_norm) * width
+
+
+def _compiled_between_products(v: Vision, f: int, width: int) -> int:
+    """The same of a frozen layer (`model.vision_frozen`): two norms (2), two additions with bias and LayerScale (3), GELU with its bias (2);
+    the heads' outputs (2); q and k copied out, squared and summed, normed (5). The projection's bias is added in its product."""
+    return 10 * v.hidden + 2 * f + (2 + 10 * v.qk_norm) * width
 
 
 def connect(model: Model, place: Place, tiles: int, trains: bool, below: bool) -> Pass:

@@ -1,10 +1,12 @@
 """The links between the ranks of a layout: what each kind of message travels over."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-from nvlm_train.config.schema import Layout
-from nvlm_train.planning.cost import Place
-from nvlm_train.planning.devices import Cluster
+from nvlm_train.config.schema import Layout, Model
+from nvlm_train.kernels import Found, KernelPlan, decide
+from nvlm_train.planning.cost import PLAIN_KERNELS, Place
+from nvlm_train.planning.devices import Cluster, Gpu
 from nvlm_train.planning.rates import MEASURED, Machine, Rates, machine
 
 
@@ -22,21 +24,32 @@ class Link:
 @dataclass(frozen=True)
 class Fabric:
     """One rank's machine, and its links within a layer (tensor), between stages (pipeline), between all that hold the same weights
-    (data) and within a row (context; None: rows are not shared)."""
+    (data) and within a row (context; None: rows are not shared). kernels: what computes each part there."""
 
     machine: Machine
     tensor: Link
     pipeline: Link
     data: Link
     context: Link | None = None
+    kernels: KernelPlan = PLAIN_KERNELS
 
     def place(self, layout: Layout) -> Place:
         shared = () if self.context is None else (layout.context, self.context.bandwidth, self.context.latency_s)
         return Place(self.machine, layout.tensor, layout.sequence and layout.tensor > 1, self.tensor.bandwidth, self.tensor.latency_s,
-                     *shared)
+                     *shared, kernels=self.kernels)
 
 
-def fabric(cluster: Cluster, layout: Layout, rates: Rates = MEASURED) -> Fabric:
+@lru_cache(maxsize=16)
+def kernels_on(gpu: Gpu, model: Model) -> KernelPlan:
+    """What a run takes on a GPU that is not here: everything that it asks for is installed and works.
+
+    Raises ConfigError for what such a GPU cannot do.
+    """
+    found = Found("cuda", gpu.capability, varlen=True, te=None, apex=None, apex_wgrad=None, product=None, compiler=None)
+    return decide(model, "fp32" if model.dtype == "fp32" else "bf16", found)
+
+
+def fabric(cluster: Cluster, layout: Layout, kernels: KernelPlan, rates: Rates = MEASURED) -> Fabric:
     """Ranks are numbered tensor first, then context, data, pipeline (Megatron's order), node after node."""
     copies = max(1, cluster.world // (layout.tensor * layout.pipeline))
 
@@ -52,4 +65,4 @@ def fabric(cluster: Cluster, layout: Layout, rates: Rates = MEASURED) -> Fabric:
         return Link(cluster.gpu.network * rates.network, rates.network_latency_s)
 
     return Fabric(machine(cluster.gpu, rates), link(layout.tensor, 1), neighbour(layout.tensor * copies), link(copies, layout.tensor),
-                  link(layout.context, layout.tensor) if layout.context > 1 else None)
+                  link(layout.context, layout.tensor) if layout.context > 1 else None, kernels)

@@ -54,16 +54,16 @@ class Memory:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def rank_memory(run: Run, world: int, pipeline_rank: int, row: RowSize | None = None, outside: int = OUTSIDE) -> Memory:
+def rank_memory(run: Run, world: int, pipeline_rank: int, row: RowSize | None = None, outside: int = OUTSIDE,
+                stands: tuple[int, int, int] | None = None) -> Memory:
     """Of a tensor-parallel rank of pipeline stage `pipeline_rank` in a job of `world` devices (all ranks of a stage need the same).
 
-    row: the sizes of every row; default: the fullest that the budgets allow. The run's rules and a world that the layout divides are
-    taken to hold.
+    row: the sizes of every row; default: the fullest that the budgets allow. stands: `standing` of the same, where it is known. The run's
+    rules and a world that the layout divides are taken to hold.
     """
     s, whole = sizes_of(run, row), row or fullest(run)
-    shared = world // (run.layout.tensor * run.layout.pipeline)     # context-parallel ranks share gradients and optimizer too
-    data = shared // run.layout.context
-    weights, gradients, optimizer = _standing(run, shared, pipeline_rank, s.b)
+    data = world // (run.layout.tensor * run.layout.pipeline * run.layout.context)
+    weights, gradients, optimizer = stands or standing(run, world, pipeline_rank)
     parts = kept(run, whole, pipeline_rank)
     flight, extra, sent = _fullest_moment(s, pipeline_rank, parts)
     extra += sum(cast_weights(s, layers) for layers in stage_layers(run.model.language.layers, run.layout, pipeline_rank))
@@ -79,8 +79,10 @@ def run_memory(run: Run, world: int, row: RowSize | None = None, outside: int = 
     return [rank_memory(run, world, stage, row, outside) for stage in range(run.layout.pipeline)]
 
 
-def _standing(run: Run, data: int, pipeline_rank: int, compute: int) -> tuple[int, int, int]:
-    """Bytes of weights, gradients and optimizer state, which stand through the whole run."""
+def standing(run: Run, world: int, pipeline_rank: int) -> tuple[int, int, int]:
+    """Bytes of weights, gradients and optimizer state, which stand through the whole run, whatever is computed again."""
+    data = world // (run.layout.tensor * run.layout.pipeline)       # context-parallel ranks share gradients and optimizer too
+    compute = sizes_of(run).b
     weights = gradients = optimizer = 0
     names = trained_names(run.model, tuple(run.train.trainable))
     for number, chunk in enumerate(rank_parameters(run, pipeline_rank)):

@@ -8,9 +8,9 @@ from nvlm_train.config.schema import Run
 from nvlm_train.config.split import row_multiple
 from nvlm_train.model.accounting import Parts, SampleWork
 from nvlm_train.planning.devices import GIB, Cluster
-from nvlm_train.planning.fabric import Fabric, fabric
+from nvlm_train.planning.fabric import Fabric, fabric, kernels_on
 from nvlm_train.planning.layer_times import LayerTimes
-from nvlm_train.planning.memory import Memory, rank_memory, run_memory
+from nvlm_train.planning.memory import Memory, rank_memory, standing
 from nvlm_train.planning.step import Step, packed_steps, typical_step
 from nvlm_train.planning.timing import Memo, StepTime, step_time, useful_of
 
@@ -29,6 +29,7 @@ class Bench:
     memo: Memo = field(default_factory=Memo)
     packed: dict = field(default_factory=dict)
     steps: dict = field(default_factory=dict)
+    stands: dict = field(default_factory=dict)
 
     def replicas(self, run: Run) -> int:
         """Data-parallel size of a layout that divides the cluster."""
@@ -44,7 +45,13 @@ class Bench:
         return self.steps[key]
 
     def fabric(self, run: Run) -> Fabric:
-        return fabric(self.cluster, run.layout)
+        return fabric(self.cluster, run.layout, kernels_on(self.cluster.gpu, run.model))
+
+    def memory(self, run: Run, rank: int) -> Memory:
+        """Of a pipeline rank."""
+        if (run.layout, rank) not in self.stands:
+            self.stands[run.layout, rank] = standing(run, self.cluster.world, rank)
+        return rank_memory(run, self.cluster.world, rank, stands=self.stands[run.layout, rank])
 
     def time(self, run: Run) -> StepTime:
         return step_time(run, self.fabric(run), self.step(run), self.replicas(run), self.useful, self.memo)
@@ -73,7 +80,7 @@ class Plan:
     @cached_property
     def memory(self) -> list[Memory]:
         """Of each pipeline rank."""
-        return run_memory(self.run, self.bench.cluster.world)
+        return [self.bench.memory(self.run, rank) for rank in range(self.run.layout.pipeline)]
 
     @property
     def fullest(self) -> int:
@@ -91,10 +98,17 @@ class Plan:
 
     @property
     def fits_surely(self) -> bool:
-        """Also if the prediction is as far too low as it may be. Stops at the first rank that does not."""
-        limit = self.bench.cluster.gpu.memory / (1 + MEMORY_ERROR)
-        ranks = range(self.run.layout.pipeline)
-        return all(rank_memory(self.run, self.bench.cluster.world, rank).total <= limit for rank in ranks)
+        """Also if the prediction is as far too low as it may be."""
+        return self.too_full_for_sure is None
+
+    @cached_property
+    def too_full_for_sure(self) -> int | None:
+        """The first pipeline rank that then does not fit."""
+        return next((rank for rank in range(self.run.layout.pipeline) if not self.fits_on(rank)), None)
+
+    def fits_on(self, rank: int) -> bool:
+        """Whether one pipeline rank then fits."""
+        return self.bench.memory(self.run, rank).total <= self.bench.cluster.gpu.memory / (1 + MEMORY_ERROR)
 
     @property
     def days(self) -> float:

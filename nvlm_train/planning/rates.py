@@ -13,9 +13,11 @@ from nvlm_train.planning.devices import Gpu
 @dataclass(frozen=True)
 class Rates:
     """matmul: FLOP/s of a large bf16 matrix product over the peak, measured: 773 of 989 TFLOP/s at 8,192 cubed.
+    fp8: FLOP/s of a large product of fp8 numbers over twice that peak, chosen: with the casts around it, five of the six linears in
+    docs/planning.md come out within 10 %, the smallest twice as fast as measured.
     attention: FLOP/s of flash attention over the peak, measured: 10.1 TFLOP (forward, and 2.5 times that backward) in 27 ms.
-    memory: bytes a second of element by element kernels over the memory's bandwidth, chosen: of the two whole steps in docs/planning.md
-    the first would be exact with 1.00, the second with 0.54; between 0.73 and 0.81 both are within 15 %.
+    memory: bytes a second of element by element kernels over the memory's bandwidth, chosen: of the eager steps in docs/planning.md the
+    first would be exact with 0.93, the second with 0.56; between 0.68 and 0.83 both are within 15 %, and so are the compiled ones.
     launch_s: seconds that issuing one kernel takes the host, assumed: PyTorch's eager mode is known for 4 to 8 us.
     step_s: of every step, while the GPU waits for the host, measured: 272 ms by the clock against 262 ms of GPU time.
     link, network: share of a link's bandwidth that a ring reaches with messages as they come, assumed. Large all-reduces are said to
@@ -25,6 +27,7 @@ class Rates:
     """
 
     matmul: float = 0.78
+    fp8: float = 0.54
     attention: float = 0.38
     memory: float = 0.78
     launch_s: float = 6e-6
@@ -46,12 +49,14 @@ class Machine:
 
     tile: sides of the output tile of a matrix product that one processor makes; block: tokens that attention works on at once.
     processors 1, tile (1, 1) and block 1 stand for a machine where shapes do not matter. overlaps: calls are issued while earlier
-    ones still run (a GPU); a CPU does one after the other. number_bytes: of a number of the compute dtype.
+    ones still run (a GPU); a CPU does one after the other. number_bytes: of a number of the compute dtype. fp8_flops: of products of fp8
+    numbers; 0 where there are none.
 
     Memory traffic of a trained parameter, in bytes, from the code that moves it: accumulate_bytes once a row (Megatron reads the bf16
-    gradient, 2, and reads and writes the fp32 sum, 8); update_bytes once a step for each parameter of a rank's own share (the norm
-    reads the gradient, 4, clipping scales it, 8, AdamW reads it and reads and writes weight and two moments, 28, a bf16 copy is made,
-    6); clear_bytes once a step for each parameter that the rank holds (gradients are set to zero).
+    gradient, 2, and reads and writes the fp32 sum, 8); summed_bytes the same where the product adds up (it reads and writes the sum;
+    whether behind its arithmetic was not measured, so none of it is hidden); update_bytes once a step for each parameter of a rank's
+    own share (the norm reads the gradient, 4, clipping scales it, 8, AdamW reads it and reads and writes weight and two moments, 28, a
+    bf16 copy is made, 6); clear_bytes once a step for each parameter that the rank holds (gradients are set to zero).
     """
 
     flops: float
@@ -64,17 +69,19 @@ class Machine:
     block: int = 1
     number_bytes: int = 2
     accumulate_bytes: int = 10
+    summed_bytes: int = 8
     update_bytes: int = 46
     clear_bytes: int = 4
     overlaps: bool = True
+    fp8_flops: float = 0.0
 
-    def matmul(self, rows: int, columns: int, inner: int) -> float:
+    def matmul(self, rows: int, columns: int, inner: int, fp8: bool = False) -> float:
         """Seconds of one [rows, inner] x [inner, columns] product: its arithmetic in whole waves of tiles, or its bytes if those take
-        longer. A product with few tiles is split along its inner dimension, as libraries do."""
+        longer. A product with few tiles is split along its inner dimension, as libraries do. fp8: of what it reads."""
         if not (rows and columns and inner):
             return 0.0
-        arithmetic = 2 * rows * columns * inner / self.flops / self._busy(rows, columns, inner)
-        moved = self.number_bytes * (rows * inner + inner * columns + rows * columns) / self.bytes_s
+        arithmetic = 2 * rows * columns * inner / (self.fp8_flops if fp8 else self.flops) / self._busy(rows, columns, inner)
+        moved = ((1 if fp8 else self.number_bytes) * (rows + columns) * inner + self.number_bytes * rows * columns) / self.bytes_s
         return max(arithmetic, moved)
 
     def _busy(self, rows: int, columns: int, inner: int) -> float:
@@ -107,4 +114,4 @@ class Machine:
 def machine(gpu: Gpu, rates: Rates = MEASURED) -> Machine:
     """The GPU at these rates. Tiles of 128 x 256 and blocks of 128 are what its libraries' largest kernels use."""
     return Machine(gpu.peak * rates.matmul, gpu.peak * rates.attention, gpu.bandwidth * rates.memory, rates.launch_s, rates.step_s,
-                   gpu.processors, (128, 256), 128)
+                   gpu.processors, (128, 256), 128, fp8_flops=2 * gpu.peak * rates.fp8)

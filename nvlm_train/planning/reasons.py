@@ -65,4 +65,5 @@ def settings(run: Run) -> str:
         found.append(f"{layout.first_stage_layers} layers first")
     if layout.share_tiles:
         found.append("tiles shared out")
-    return f"{' '.join(found)}, recompute {run.model.recompute}, rows {run.data.pack_tokens:,} / {run.data.pack_tiles}"
+    again = [what for what in (run.model.recompute, *run.model.recompute_parts) if what != "none"]
+    return f"{' '.join(found)}, recompute {' + '.join(again) or 'none'}, rows {run.data.pack_tokens:,} / {run.data.pack_tiles}"

@@ -50,6 +50,7 @@ def _table(to: Console, title: str, columns: Sequence[str], rows: Sequence[Seque
 def _heading(own: dict, to: Console) -> None:
     to.print(f"{own['recipe']}, {own['stage']}, {own['nodes']} nodes, {own['gpus']} {own['gpu']}: {own['layout']}, "
              f"{own['replicas']} replicas", style="bold")
+    to.print(f"kernels: {own['kernels']}")
     sample = own["sample"]
     to.print(f"a mean sample: {sample['tokens']:,.0f} tokens, {sample['supervised']:,.0f} with a loss, {sample['tiles']:.1f} tiles, "
              f"{sample['memory_tokens']:,.0f} memory tokens; a replica's step: {own['rows']} rows, {own['fill']:.0%} full\n")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from nvlm_train.config.schema import Run
-from nvlm_train.config.split import CHUNKS
+from nvlm_train.config.split import CHUNKS, tiles_each
 from nvlm_train.geometry import geometry_of, with_thumbnail
 
 
@@ -64,6 +64,6 @@ def rank_size(run: Run, size: RowSize) -> RowSize:
         return size
     tokens, each = size.tokens // ranks, geometry_of(run.model).tokens
     kept = size.tiles - size.shown
-    return replace(size, tokens=tokens, tiles=-(-size.tiles // ranks), supervised=min(size.supervised, tokens),
+    return replace(size, tokens=tokens, tiles=tiles_each(size.tiles, ranks), supervised=min(size.supervised, tokens),
                    readers=min(size.readers, tokens), keys=size.keys + size.memory * (size.readers > 0),
                    attended=size.tokens + size.tokens // (CHUNKS * ranks), placed=min(tokens, size.shown * each) + kept * each)

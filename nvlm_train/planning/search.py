@@ -10,8 +10,9 @@ from nvlm_train.config.schema import Layout, Run
 from nvlm_train.model.parameters import rank_parameters, trained_names
 from nvlm_train.planning.memory import moment_bytes
 from nvlm_train.planning.plan import Bench, Plan
+from nvlm_train.planning.recomputing import keeping_all, leaner
 
-PIPELINES, VIRTUAL, RECOMPUTE = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16), (1, 2), ("none", "selective", "full")
+PIPELINES, VIRTUAL = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16), (1, 2)
 SHOWN = 6           # proposals, each with another tensor or pipeline size
 _ROW_STEP = 256     # tokens that a proposed row is a multiple of
 
@@ -36,9 +37,11 @@ def search(run: Run, bench: Bench) -> Found:
 
 
 def _possible(run: Run, bench: Bench, refused: Counter) -> Iterator[Run]:
-    """Every split that the rules and the cluster allow, without recomputation."""
-    run, world, per_node = _recomputing(run, _levels(run, bench)[0]), bench.cluster.world, bench.cluster.per_node
+    """Every split that the rules and the cluster allow, without recomputation; where parts were measured, with what they were measured
+    with."""
+    world, per_node = bench.cluster.world, bench.cluster.per_node
     measured = bench.memo.measured is not None      # with one way of sharing out a layer
+    run = run if measured else keeping_all(run)
     for tensor in (run.layout.tensor,) if measured else (1, 2, 4, 8, 16):
         if tensor > per_node:
             if tensor <= world:
@@ -68,11 +71,6 @@ def _encoders(base: Run, bench: Bench) -> Iterator[Run]:
                             for row in bench.step(run).rows) for run in (base, shared))
         if whole < split:
             yield shared
-
-
-def _levels(run: Run, bench: Bench) -> tuple[str, ...]:
-    """What may be recomputed, least first: where parts were measured, what they were measured with."""
-    return (run.model.recompute,) if bench.memo.measured else RECOMPUTE
 
 
 def _splits(base: Run, bench: Bench, refused: Counter) -> Iterator[Run]:
@@ -119,26 +117,28 @@ def _fastest(runs: Sequence[Run], bench: Bench, refused: Counter, wanted: int) -
     Each layout is tried without recomputation, and if that does not fit with more of it, always in the order of time: memory of
     what is slower than everything shown is not looked at.
     """
-    waiting = [(Plan(run, bench).time.seconds, number, Plan(run, bench), 0) for number, run in enumerate(runs)]
+    plans = [Plan(run, bench) for run in runs]
+    others = [_leaner(plan) for plan in plans]
+    waiting = [(plan.time.seconds, number, plan) for number, plan in enumerate(plans)]
     heapify(waiting)
     found: dict[tuple[int, int], Plan] = {}
     while waiting and len(found) < wanted:
-        _, number, plan, level = heappop(waiting)
+        _, number, plan = heappop(waiting)
         sizes = (plan.run.layout.tensor, plan.run.layout.pipeline)
         if sizes in found:
             continue
         if plan.fits_surely:
             found[sizes] = plan
-        elif level + 1 < len(levels := _levels(plan.run, bench)):
-            more = Plan(_recomputing(plan.run, levels[level + 1]), bench)
-            heappush(waiting, (more.time.seconds, number, more, level + 1))
+        elif more := next(others[number], None):
+            heappush(waiting, (more.time.seconds, number, more))
         else:
             refused["a rank needs more memory than the GPU surely has, whatever is recomputed"] += 1
     return list(found.values())
 
 
-def _recomputing(run: Run, what: str) -> Run:
-    return replace(run, model=replace(run.model, recompute=what, recompute_parts=()))
+def _leaner(plan: Plan) -> Iterator[Plan]:
+    if not plan.bench.memo.measured:
+        yield from (replace(plan, run=run) for run in leaner(plan))
 
 
 def _other_rows(plan: Plan, refused: Counter) -> Iterator[Run]:
@@ -153,7 +153,7 @@ def _other_rows(plan: Plan, refused: Counter) -> Iterator[Run]:
         both = -(-data.pack_tiles * tokens // tiles // _ROW_STEP) * _ROW_STEP
         sizes += [(both, data.pack_tiles), (2 * both, 2 * data.pack_tiles)]
     for pack_tokens, pack_tiles in sizes:
-        run = _recomputing(replace(plan.run, data=replace(data, pack_tokens=pack_tokens, pack_tiles=pack_tiles)), RECOMPUTE[0])
+        run = keeping_all(replace(plan.run, data=replace(data, pack_tokens=pack_tokens, pack_tiles=pack_tiles)))
         if problems := rules.problems(run):
             refused[problems[0]] += 1
         elif most > pack_tiles:

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from nvlm_train.config.fp8_layers import rounded_weights
 from nvlm_train.config.schema import Layout, Run
 from nvlm_train.config.split import memory_budget, stage_layers
+from nvlm_train.kernels import COMPILED
 from nvlm_train.model.accounting import Parts, SampleWork, trained_components, useful_flops
 from nvlm_train.model.parameters import rank_parameters, trained_names
 from nvlm_train.planning.buffers import bucket_size
-from nvlm_train.planning.cost import NOTHING, Cost, Pass
+from nvlm_train.planning.cost import NOTHING, ROUNDED, TURNED, Cost, Pass
 from nvlm_train.planning.decoder_time import Row
 from nvlm_train.planning.fabric import Fabric
 from nvlm_train.planning.layer_times import LayerTimes
@@ -45,7 +47,7 @@ class Memo:
     def costs(self, run: Run, fabric: Fabric, row: Row) -> RowCosts:
         layout, model = run.layout, run.model
         key = (layout.tensor, layout.sequence, layout.context, layout.share_tiles, model.recompute, model.recompute_parts, fabric.tensor,
-               fabric.context, row)
+               fabric.context, fabric.kernels, row)
         if key not in self.rows:
             costs = self.measured.costs if self.measured else row_costs
             self.rows[key] = costs(run, fabric.place(layout), rank_row(row, layout.context))
@@ -235,8 +237,16 @@ def _update(run: Run, fabric: Fabric, rank: int, copies: int, elements: Trained,
     share = (copies - 1) / copies
     summed, handed_out = 4 * count * share, machine.number_bytes * count * share
     each = machine.update_bytes + (_WIDENED if run.train.optimizer_state == "bf16" else 0)
-    seconds = machine.moved(machine.clear_bytes * count + each * count / copies)
+    casts = (ROUNDED[fabric.kernels.elementwise == COMPILED] + TURNED) * _cast(run, rank)
+    seconds = machine.moved(machine.clear_bytes * count + each * count / copies + casts)
     alone = min(1.0, (bucket_size(layout, copies, 0, 0) or count) / count) if rank == 0 else 0.0
     for message, work in zip(map(fabric.data.seconds, (summed, handed_out)), beside, strict=True):
         seconds += max(message - work, message * alone)
     return seconds, summed + handed_out
+
+
+def _cast(run: Run, rank: int) -> int:
+    """Weights that a pipeline rank casts to fp8 anew in each step (`model.fp8_linear`): those of trained layers."""
+    if "language" not in trained_components(run.model, run.train):
+        return 0
+    return sum(map(len, stage_layers(run.model.language.layers, run.layout, rank))) * rounded_weights(run.model, run.layout.tensor)

@@ -4,13 +4,12 @@ Each moment is told relative to everything that the row keeps: tensors made for 
 workspaces are not counted. The legend is that of `sizes`.
 """
 
-import math
-
-from nvlm_train.config.fp8_layers import FC1, FC2, QKV, linears
+from nvlm_train.config.fp8_layers import FC1, FC2, QKV, rounded_weights
 from nvlm_train.config.layers import cross_layers
-from nvlm_train.config.split import encoder_tensor, padded_size
+from nvlm_train.config.split import padded_size
 from nvlm_train.kernels import LOGITS_AT_ONCE
-from nvlm_train.planning.activations import Kept, connector, decoder_layer, vision_layer
+from nvlm_train.planning.activations import Kept, decoder_layer
+from nvlm_train.planning.first_stage import at_the_start, tied_gradient
 from nvlm_train.planning.sizes import FP32, Sizes
 
 
@@ -45,7 +44,7 @@ def largest(s: Sizes, layers: range, part: Kept, first: bool, last: bool) -> int
     if part.layers:
         moments += _at_layers(s, layers, part, last)
     if first:
-        moments += _at_the_start(s, part)
+        moments += at_the_start(s, part)
     return max(moments)
 
 
@@ -68,7 +67,7 @@ def _at_layers(s: Sizes, layers: range, part: Kept, last: bool) -> list[int]:
     """Backward of a feed-forward, the last layer's first: of its second linear (the gradient [T, H], gathered or the final norm's, not
     the message itself; the inner one [T, f], the weight's), of SwiGLU in one kernel (the second linear's input given back; [T, f] in and
     [T, 2f] out), and of its first (inner tensors given back; [T, 2f], [T, H] and the weight's). Full recomputation has made the layer's
-    own tensors again by then."""
+    own tensors again by then; a tied table's gradient waits for its other half."""
     m, T = s.run.model.language, s.row.tokens
     f, again = m.ffn // s.tensor, 0                 # again: bytes that recomputation, of layers or of feed-forwards, has made by then
     crossed = set(cross_layers(s.run.model))
@@ -82,7 +81,7 @@ def _at_layers(s: Sizes, layers: range, part: Kept, last: bool) -> list[int]:
     first = (s.S * m.hidden + T * m.hidden + 2 * T * f + 2 * f * m.hidden * up) * s.b - ((2 if s.compiled else 4) * s.b + kept) * T * f
     between = (3 * s.b - kept) * T * f if s.compiled else 0
     casts = _casts_at_the_backward(s, down, up)
-    return [again - part.logits + moment for moment in (second * s.b + casts[0], between, first + casts[1], *_at_attention(s))]
+    return [again + tied_gradient(s) - part.logits + moment for moment in (second * s.b + casts[0], between, first + casts[1], *_at_attention(s))]
 
 
 def _casts_at_the_backward(s: Sizes, down: bool, up: bool) -> tuple[int, int]:
@@ -96,8 +95,7 @@ def _casts_at_the_backward(s: Sizes, down: bool, up: bool) -> tuple[int, int]:
 
 def cast_weights(s: Sizes, layers: range) -> int:
     """Both orders of the weights of linear layers in fp8, a byte a number, from their first row to the step's end."""
-    sides = linears(s.run.model.language, s.tensor)
-    return 2 * len(layers) * sum(math.prod(sides[name]) for name in s.rounded)
+    return 2 * len(layers) * rounded_weights(s.run.model, s.tensor)
 
 
 def _at_attention(s: Sizes) -> list[int]:
@@ -110,38 +108,3 @@ def _at_attention(s: Sizes) -> list[int]:
     gathered = T * s.run.layout.context * 2 * k
     released = (2 if s.compiled else 4) * T * f * s.b
     return [2 * T * q * s.b + 2 * read * k * s.b - released, gathered * (s.b + FP32) + 2 * read * k * s.b - released]
-
-
-def _at_the_start(s: Sizes, part: Kept) -> list[int]:
-    """Of the first stage: the encoder's forward, when the row keeps nothing yet; and the last of its backward, when layers and
-    logits are given back: connector (gradients of its widest tensor and weight), embedding (its whole table)."""
-    model, m = s.run.model, s.run.model.language
-    inner = (model.connector.hidden or m.ffn if model.connector.layers == 2 else m.hidden) // s.tensor
-    width = model.vision.hidden * model.connector.shuffle**2
-    before = -part.layers - part.logits
-    embeds = s.trains("language.embedding.weight")
-    hidden = s.row.tokens * m.hidden * (embeds or model.architecture != "nvlm_x")       # its gradient, where tiles are among it
-    moments = [_encoder(s) - part.total]
-    if s.trains("connector.", "vision."):
-        again = connector(s) if "connector" in s.again else 0
-        moments.append(before + again + (hidden + s.U * (m.hidden + inner) + s.U * width + width * inner) * s.b)
-    if embeds:
-        moments.append(before + (padded_size(m.vocab, s.tensor) // s.tensor * m.hidden + s.row.tokens * m.hidden) * s.b)
-    if s.trains("vision."):
-        again = vision_layer(s) - s.N * model.vision.hidden * s.b if "vision" in s.again else 0
-        moments.append(before + again - part.connector + s.N * (3 * model.vision.hidden + 2 * model.vision.ffn // s.tensor) * s.b)
-    return moments
-
-
-def _encoder(s: Sizes) -> int:
-    """A forward that keeps nothing. The fullest of the pixels (bytes, and fp32 before and after a step of normalising), of QK norm
-    (input, its norm, [q k v], q, and of k a copy and two in fp32), of the MLP's inner tensors before and after bias or activation,
-    and of its output before and after bias beside the layer's input, the attention's branch and their sum. With tiles shared out
-    (`layout.share_tiles`) of a rank's own; then beside the features of all there are the own ones, as they came and as they are sent."""
-    v, split = s.run.model.vision, encoder_tensor(s.run.layout)
-    tiles = s.row.tiles if split == s.tensor else -(-s.row.tiles // s.tensor)
-    N, pixels = s.N * tiles // max(s.row.tiles, 1), tiles * 3 * v.tile_size**2 * 2 * FP32
-    w, f, D = padded_size(v.heads, split) // split * (v.hidden // v.heads), v.ffn // split, v.hidden
-    attention = (2 * D + 5 * w) * s.b + (2 * w * FP32 if v.qk_norm else 0)
-    seen = (s.N + 2 * N) * D * s.b if split < s.tensor else 0
-    return max(pixels, N * attention, N * (4 * D + 2 * f) * s.b, N * (5 * D + f) * s.b, seen)

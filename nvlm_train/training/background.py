@@ -17,32 +17,39 @@ WAITING = 10_000    # calls that may wait for the sink; a row is about 5 kB
 CLOSE_S = 30.0      # seconds that the end of a stage waits for what is still to be sent
 
 
-class Guarded(Sink):
+class _Between(Sink):
+    """Stands before another sink, and hands each call on by its name."""
+
+    def step(self, record: StepRecord) -> None:
+        self._hand_on("step", record)
+
+    def evaluation(self, row: dict) -> None:
+        self._hand_on("evaluation", row)
+
+    def scored(self, row: dict, shown: Sequence[dict]) -> None:
+        self._hand_on("scored", row, shown)
+
+    def examples(self, stage: str, step: int, rows: Sequence[dict]) -> None:
+        self._hand_on("examples", stage, step, rows)
+
+    def saved(self, stage: str, step: int, seconds: float) -> None:
+        self._hand_on("saved", stage, step, seconds)
+
+    def _hand_on(self, method: str, *arguments) -> None:
+        raise NotImplementedError
+
+
+class Guarded(_Between):
     """A sink that may fail: after the first exception, which is told in one line, nothing more is sent to it."""
 
     def __init__(self, name: str, sink: Sink) -> None:
         self._name = name
         self._sink: Sink | None = sink
 
-    def step(self, record: StepRecord) -> None:
-        self._attempt("step", record)
-
-    def evaluation(self, row: dict) -> None:
-        self._attempt("evaluation", row)
-
-    def scored(self, row: dict, shown: Sequence[dict]) -> None:
-        self._attempt("scored", row, shown)
-
-    def examples(self, stage: str, step: int, rows: Sequence[dict]) -> None:
-        self._attempt("examples", stage, step, rows)
-
-    def saved(self, stage: str, step: int, seconds: float) -> None:
-        self._attempt("saved", stage, step, seconds)
-
     def close(self) -> None:
-        self._attempt("close")
+        self._hand_on("close")
 
-    def _attempt(self, method: str, *arguments) -> None:
+    def _hand_on(self, method: str, *arguments) -> None:
         if self._sink is None:
             return
         try:
@@ -52,7 +59,7 @@ class Guarded(Sink):
             _tell_off(self._name, error)
 
 
-class Background(Sink):
+class Background(_Between):
     """A sink that is made, fed and closed in a thread of its own, so that no step ever waits for it.
 
     make: called in that thread, once. The first exception of its making or of any call is told in one line, and nothing more is sent.
@@ -69,19 +76,7 @@ class Background(Sink):
         self._thread.start()
 
     def step(self, record: StepRecord) -> None:
-        self._put("step", replace(record, slots=()))    # thousands a step, which nobody there reads
-
-    def evaluation(self, row: dict) -> None:
-        self._put("evaluation", row)
-
-    def scored(self, row: dict, shown: Sequence[dict]) -> None:
-        self._put("scored", row, shown)
-
-    def examples(self, stage: str, step: int, rows: Sequence[dict]) -> None:
-        self._put("examples", stage, step, rows)
-
-    def saved(self, stage: str, step: int, seconds: float) -> None:
-        self._put("saved", stage, step, seconds)
+        super().step(replace(record, slots=()))     # thousands a step, which nobody there reads
 
     def close(self) -> None:
         until = time.monotonic() + self._close_s
@@ -94,11 +89,11 @@ class Background(Sink):
             log.warning("%s was too slow: %d rows are not in it (metrics.jsonl has all)", self._name, self._left_out)
         self._off.set()
 
-    def _put(self, *call) -> None:
+    def _hand_on(self, method: str, *arguments) -> None:
         if self._off.is_set():
             return
         try:
-            self._calls.put_nowait(call)
+            self._calls.put_nowait((method, *arguments))
         except Full:
             self._left_out += 1
 

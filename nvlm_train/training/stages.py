@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -56,6 +56,21 @@ _ENGINES = {"megatron": ("nvlm_train.engine.megatron", "MegatronEngine"),
             "deepspeed": ("nvlm_train.engine.deepspeed", "DeepSpeedEngine")}
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage about to be trained, as this rank has it. runs: all of the job; status: the main rank's."""
+
+    runs: Sequence[Run]
+    run: Run
+    start: Start
+    engine: Engine
+    tokenizer: Tokenizer
+    store: CheckpointStore
+    features: StageFeatures
+    status: StatusFile | None
+    heart: Heart
 
 
 def build_engine(run: Run) -> Engine:
@@ -114,26 +129,26 @@ def _train_stage(runs: Sequence[Run], run: Run, start: Start, status: StatusFile
         store.preflight(engine)
         log.info(start.told(run))
         load_start(run, start, engine, tokenizer)
-        features = find_features(run, tokenizer, engine)
-        _rewind(runs, run, start, engine, store)
-        with _open_data(run, tokenizer, engine, start, features) as loader:
+        stage = Stage(runs, run, start, engine, tokenizer, store, find_features(run, tokenizer, engine), status, member.heart)
+        _rewind(stage)
+        with _open_data(stage) as loader:
             segments = loader.plan.segments if loader is not None else ()
             on_main(engine, "recording the blend", lambda: write_segments(Path(run.run.dir), run.stage, segments), TrainingError)
             view = view_of(runs, run, start.step) if engine.is_main else None
             told = Told(view.stopping if view else to_stderr)
-            hooks = _hooks(runs, run, start, engine, tokenizer, store, segments, features, status, view, member.heart, told)
-            train(run, engine, engine.shared(loader), hooks, start.step, told, member.heart, member.naming())
+            hooks = _hooks(stage, segments, view, told)
+            train(run, engine, engine.shared(loader), hooks, start.step, told, stage.heart, member.naming())
 
 
-def _open_data(run: Run, tokenizer: Tokenizer, engine: Engine, start: Start, features: StageFeatures) -> AbstractContextManager:
+def _open_data(stage: Stage) -> AbstractContextManager:
     """The loader on ranks that read, nothing on the others. Data that cannot be opened stops every rank."""
-    opened = []
+    run, start, engine, opened = stage.run, stage.start, stage.engine, []
 
     def open_it() -> None:
         if engine.reads_data:
-            opened.append(build_loader(run, tokenizer, engine.data_rank, engine.data_size, start.cursor, row_multiple(run.layout),
-                                       history=start.extra.get(DATA_SEGMENTS, ()), features=features.blend,
-                                       pinned=engine.device.type == "cuda"))
+            opened.append(build_loader(
+                run, stage.tokenizer, engine.data_rank, engine.data_size, start.cursor, row_multiple(run.layout),
+                history=start.extra.get(DATA_SEGMENTS, ()), features=stage.features.blend, pinned=engine.device.type == "cuda"))
 
     on_every_rank(engine, "opening the data", open_it, DataError)
     return opened[0] if opened else nullcontext()
@@ -150,19 +165,19 @@ def _agree(engine: Engine, start: Start) -> None:
         )
 
 
-def _rewind(runs: Sequence[Run], run: Run, start: Start, engine: Engine, store: CheckpointStore) -> None:
+def _rewind(stage: Stage) -> None:
     """Forget what came after the starting point: rows of the logs are cut off, later checkpoints are put aside."""
-    run_dir = Path(run.run.dir)
-    store.rewind_to(engine, start.step)
-    for stage in STAGES[STAGES.index(run.stage) + 1:]:
-        CheckpointStore(checkpoints_of(replace(run, stage=stage)), run.run.keep_last).rewind_to(engine, -1)
+    run, engine, step, run_dir = stage.run, stage.engine, stage.start.step, Path(stage.run.run.dir)
+    stage.store.rewind_to(engine, step)
+    for later in STAGES[STAGES.index(run.stage) + 1:]:
+        CheckpointStore(checkpoints_of(replace(run, stage=later)), run.run.keep_last).rewind_to(engine, -1)
 
     def write() -> None:
-        if cut := cut_after(run_dir, run.stage, start.step):
-            log.info("%s: %d rows of the logs were later than step %d and are cut off", run.stage, cut, start.step)
-        if aside := scores_aside(run_dir, run.stage, start.step):
+        if cut := cut_after(run_dir, run.stage, step):
+            log.info("%s: %d rows of the logs were later than step %d and are cut off", run.stage, cut, step)
+        if aside := scores_aside(run_dir, run.stage, step):
             log.info("%s: the scores of %d later steps are put aside in %s", run.stage, aside, run_dir / "benchmarks")
-        write_atomically(run_dir / "config.yaml", to_yaml(_with_other_stages(runs, run_dir / "config.yaml")).encode("utf-8"))
+        write_atomically(run_dir / "config.yaml", to_yaml(_with_other_stages(stage.runs, run_dir / "config.yaml")).encode("utf-8"))
 
     on_main(engine, f"preparing {run_dir}", write, TrainingError)
 
@@ -178,26 +193,22 @@ def _with_other_stages(runs: Sequence[Run], config: Path) -> list[Run]:
     return [stages[name] for name in STAGES if name in stages]
 
 
-def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenizer: Tokenizer, store: CheckpointStore,
-           segments: Sequence[Mapping], features: StageFeatures, status: StatusFile | None, view: View | None,
-           heart: Heart, told: Told) -> list[Hook]:
+def _hooks(stage: Stage, segments: Sequence[Mapping], view: View | None, told: Told) -> list[Hook]:
     """In the order in which they act on a step: figures first, then validation, then the checkpoint that vouches for both. A profile
     comes before all, since it takes the time of a step alone."""
+    run, start, engine, tokenizer, status = stage.run, stage.start, stage.engine, stage.tokenizer, stage.status
     run_dir = Path(run.run.dir)
     logs = Logs(run_dir) if engine.is_main else None
     hosts = engine.gather_objects(socket.gethostname())
-    sinks: list[Sink] = [logs, guarded(view), *telemetry(runs, run, run_dir, start.step, hosts)] if logs and view else []
+    sinks: list[Sink] = [logs, guarded(view), *telemetry(stage.runs, run, run_dir, start.step, hosts)] if logs and view else []
     name = _device_name(run)
     budget = RefusedBudget(run, start.extra.get(REFUSED))
     hooks: list[Hook] = [Profile(run, engine, name, peak_flops(name))] if run.run.profile else []
-    hooks.append(Recorder(
-        run, engine, sinks, checks=[budget], flush_at=lambda step: saves_at(run, step),
-        hosts=hosts, peak=peak_flops(name),
-    ))
+    hooks.append(Recorder(run, engine, sinks, [budget], partial(saves_at, run), hosts, peak_flops(name)))
     validation = None
     if run.data.validation:
         rows = validation_rows(run, tokenizer, engine.data_rank, engine.data_size, run.run.eval_batches, row_multiple(run.layout),
-                               features.validation)
+                               stage.features.validation)
         validation = Validation(run, engine, rows, sinks)
         hooks.append(validation)
 
@@ -205,7 +216,7 @@ def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenize
 
     def save(step: int, cursor: int) -> None:
         extra = {DATA_SEGMENTS: list(segments), REFUSED: budget.state, VALIDATION_LOSS: validation.loss_at(step) if validation else None}
-        store.save(engine, replace(facts, cursor=cursor, extra=extra), step, run.run.async_save)
+        stage.store.save(engine, replace(facts, cursor=cursor, extra=extra), step, run.run.async_save)
 
     def saved(step: int, seconds: float) -> None:
         if status:
@@ -213,14 +224,10 @@ def _hooks(runs: Sequence[Run], run: Run, start: Start, engine: Engine, tokenize
         for sink in sinks:
             sink.saved(run.stage, step, seconds)
 
-    checkpoints = Checkpoints(
-        run, save=save,
-        finish=store.finish, before=logs.sync if logs else lambda: None, cursor=start.cursor,
-        told=saved,
-    )
+    checkpoints = Checkpoints(run, save, stage.store.finish, logs.sync if logs else lambda: None, start.cursor, saved)
     hooks.append(checkpoints)
     if run.evaluate.benchmarks:
-        around = Around(start.told(run), lambda step: heart.enter(run.stage, step, Evaluation.__name__), lambda: told.once,
+        around = Around(start.told(run), lambda step: stage.heart.enter(run.stage, step, Evaluation.__name__), lambda: told.once,
                         checkpoints.on_end, status.alarm if status else lambda text: None)
         hooks.append(Evaluation(run, engine, Encoder(run.model, run.data, tokenizer), sinks, around))
     if run.run.examples and run.data.validation:

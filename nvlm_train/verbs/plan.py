@@ -84,7 +84,7 @@ def _verdict(run: Run, cluster: "Cluster", assume: Assume, measured: "LayerTimes
     try:
         rules.check_world(run, cluster.world)
         own = Plan(run, bench)
-        problem = None if own.fits else own.too_full()
+        problem = None if own.fits else _too_full(own)
     except ConfigError as error:
         problem = f"{run.stage}: {error}"
     if problem and found.best:
@@ -92,6 +92,15 @@ def _verdict(run: Run, cluster: "Cluster", assume: Assume, measured: "LayerTimes
     elif problem:
         problem += f". {_with_more_nodes(run, bench, cluster)}"
     return Verdict(run, own, found, assumed, problem)
+
+
+def _too_full(own) -> str:
+    """Why the layout does not fit, and what it would have to compute again."""
+    from nvlm_train.planning.reasons import overrides
+    from nvlm_train.planning.recomputing import fitting
+
+    fits = None if own.bench.memo.measured else fitting(own)
+    return own.too_full() + (f". This layout fits with {' '.join(overrides(fits.run, own.run))}" if fits else "")
 
 
 def _with_more_nodes(run: Run, bench, cluster: "Cluster") -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+FAKE_GPU = ROOT / "tests" / "fake_gpu" / "run.py"
+MARK = "NVLM_FAKE_GPU"      # in the environment of a process that has a fake GPU
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,15 @@ class Launched:
     survivors: list[int]
 
 
-def launch(script: Path, ranks: int, *arguments: object, folder: Path, timeout: int = 120) -> Launched:
-    """Run a script under torchrun. Its output goes to a file: a pipe would be held open by whatever survives."""
+def launch(script: Path, ranks: int, *arguments: object, folder: Path, timeout: int = 120, fake_gpu: bool = False) -> Launched:
+    """Run a script under torchrun; on fake GPUs if asked for, or where this process has one. Its output goes to a file: a pipe would be
+    held open by whatever survives."""
     mark = f"NVLM_TEST_LAUNCH={uuid.uuid4().hex}"
     name, value = mark.split("=")
     log = folder / f"{script.stem}-{value[:6]}.log"
+    wrapper = [str(FAKE_GPU)] if fake_gpu or MARK in os.environ else []
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-addr", "127.0.0.1",
-               "--master-port", str(free_port()), str(script), *map(str, arguments)]
+               "--master-port", str(free_port()), *wrapper, str(script), *map(str, arguments)]
     environment = {**os.environ, name: value, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment)

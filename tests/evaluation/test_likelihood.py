@@ -7,9 +7,9 @@ import torch
 from fakes import Meeting
 from test_tasks import ENCODER, TOKENIZER, question
 
+from benchmarks.likelihood import losses
 from nvlm_train.contracts import Sample, Turn
 from nvlm_train.errors import SampleRefused
-from nvlm_train.evaluation.likelihood import losses
 
 
 class Steps:

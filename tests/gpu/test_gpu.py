@@ -27,6 +27,7 @@ def test_flash_attention_of_packed_rows_agrees_with_the_masked_form():
     assert float((got.float() - expected).abs().max()) < 0.03
 
 
+@pytest.mark.hardware
 def test_the_stopwatch_takes_the_gpus_time_and_not_the_hosts():
     """Fifty products are queued at once and computed one after another: most of the time passes after the host has gone on."""
     from nvlm_train.engine.stopwatch import Stopwatch

@@ -81,9 +81,16 @@ def test_data_that_differs_between_nodes_is_refused(run, tmp_path):
 
 
 def test_what_no_rank_can_read_is_said_once(run, tmp_path):
-    inputs = shared.inputs_of([in_folder(run, tmp_path, blend={"x": Source("/nowhere"), "y": Source("s3://far")}, validation={})])
+    blend, validation = {"x": Source("/nowhere"), "y": Source("s3://far")}, {"z": Source("builtin:z")}
+    inputs = shared.inputs_of([in_folder(run, tmp_path, blend=blend, validation=validation)])
     assert list(inputs) == ["/nowhere"]
     assert "No such file" in next(shared.unlike([facts(0), facts(1)], [inputs, inputs])).text
+
+
+def test_benchmarks_and_weights_are_looked_for(run):
+    asked = replace(run, evaluate=replace(run.evaluate, benchmarks=("gsm8k",), data={"gsm8k": "/nobody"}), init="/",
+                    data=replace(run.data, blend={}, validation={}))
+    assert shared.inputs_of([asked, asked]) == {"/nobody": "cannot be read: there is no such file", "/": "there"}
 
 
 def test_a_clock_that_is_ahead_is_measured_and_worrying(monkeypatch):

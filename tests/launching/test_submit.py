@@ -74,8 +74,9 @@ def test_dry_run_asks_no_slurm_and_writes_nothing(here, monkeypatch, capsys):
     (("cluster.container.runtime=pyxis", "cluster.container.image=/i.sqsh", "run.dir=/elsewhere/run"),
      ["run.dir=/elsewhere/run is in none of the folders that the container may write under the same name"]),
     (("cluster.container.runtime=pyxis", "cluster.container.image=/i.sqsh", "cluster.container.mounts=[/r:/r:ro]",
-      "run.dir=/r/run", "model.language.weights=/w/x"),
-     ["run.dir=/r/run is in none", "model.language.weights=/w/x is in none of the folders that the container sees"]),
+      "run.dir=/r/run", "model.language.weights=/w/x", "init=/w/start", "data.validation.shapes.path=/w/shapes"),
+     ["run.dir=/r/run is in none", "model.language.weights=/w/x is in none of the folders that the container sees",
+      "init=/w/start is in none", "data.validation.shapes.path=/w/shapes is in none"]),
 ])
 def test_what_cannot_work_never_reaches_the_queue(here, slurm, capsys, words, sentences):
     told = refused(capsys, *TINY, *words)

@@ -48,6 +48,9 @@ MORE_LAYOUTS = (
     "d_72b pretrain 2 layout.share_tiles=true model.recompute=none model.recompute_parts=[connector,mlp]",
     "x_72b sft 2 model.cross_attention.every=2 model.cross_attention.qk_norm=true model.recompute_parts=[cross_attention]",
     "h_72b pretrain 4 model.cross_attention.every=4 layout.share_tiles=true layout.overlap=false",
+    # few layers beside an encoder whose tiles are shared out: fusion and connector, forward and backward, are the fullest moments
+    "h_72b pretrain 4 model.cross_attention.every=2 layout.pipeline=2 layout.share_tiles=true model.recompute_parts=[connector]",
+    "d_72b pretrain 4 layout.pipeline=2 layout.first_stage_layers=1 layout.share_tiles=true model.recompute=full",
 )
 
 # Rows that context-parallel ranks share.

@@ -6,6 +6,7 @@ A process of its own, since a simulated job and a real one exclude each other.
 import json
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -42,18 +43,19 @@ def counted(*settings: str) -> dict:
     return {"ranks": world, "elements": elements, "cross_attention": cross, "wrong": wrong}
 
 
-def stepped(settings: list[str], data: int = 2) -> list[dict]:
-    """Exact and predicted bytes of each pipeline stage of a layout, and the shapes of its step."""
+def stepped(settings: list[str], data: int = 2, **sizes: int) -> list[dict]:
+    """Exact and predicted bytes of each pipeline stage of a layout, and the shapes of its step. sizes: of its rows, the others being
+    those of the fullest."""
     run, found = compose(settings)[0], []
-    layout, size = run.layout, fullest(run)
+    layout, size = run.layout, replace(fullest(run), **sizes)
     beside = layout.tensor * layout.context * data      # ranks of a stage
     world = layout.pipeline * beside
     for stage in range(layout.pipeline):
         with skeleton(run, stage * beside, world) as built:
             standing = standing_bytes(built.chunks, built.optimizer)
-            step = simulate(built, max(2, layout.pipeline * (1 + (layout.virtual > 1))))
+            step = simulate(built, max(2, layout.pipeline * (1 + (layout.virtual > 1))), size)
             trained = {name: tuple(param.shape) for name, param in built.parameters() if param.requires_grad}
-        memory = rank_memory(run, world, stage)
+        memory = rank_memory(run, world, stage, size)
         found.append({
             "layout": " ".join(settings), "stage": stage, "standing": standing, "peak": step.peak,
             "saved": [step.saved[chunk] for chunk in range(len(step.saved))],
@@ -99,6 +101,8 @@ def main(out: str, which: str) -> None:
     facts = {name: counted(f"recipe=nvlm_{name}", "stage=sft") for name in (["h_72b"] if more else ["d_72b", "x_72b"])}
     facts["grown_mib"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     facts["steps"] = [stage for layout in (MORE_LAYOUTS if more else LAYOUTS) for stage in stepped(overrides(layout))]
+    if more:
+        facts["few"] = stepped(overrides("d_2b sft 2"), supervised=64)
     facts["refused"] = refused()
     facts["benchmark"] = simulated("recipe=nvlm_d_2b stage=sft model.language.layers=1 model.vision.layers=1")
     Path(out).write_text(json.dumps(facts))

@@ -14,7 +14,13 @@ BAND = (1 + STEP_ERROR) / (1 - STEP_ERROR)
 
 @pytest.mark.parametrize("shape", LINEARS)
 def test_linears(shape):
-    assert linear_tflops(*shape) == pytest.approx(LINEARS[shape], rel=STEP_ERROR)
+    assert linear_tflops(*shape) == pytest.approx(LINEARS[shape][0], rel=STEP_ERROR)
+
+
+@pytest.mark.parametrize("shape", [shape for shape, (bf16, fp8) in LINEARS.items() if fp8 > 0.9 * bf16])
+def test_linears_in_fp8_but_the_smallest(shape):
+    """That one ran at 0.43 of its bf16 rate, which neither its operations nor its bytes explain; `model.fp8_layers=auto` takes none like it."""
+    assert linear_tflops(*shape, fp8=True) == pytest.approx(LINEARS[shape][1], rel=STEP_ERROR)
 
 
 @pytest.mark.parametrize("known", steps(), ids=lambda known: known.name)
@@ -24,7 +30,7 @@ def test_whole_steps(known):
 
 def test_the_workload_is_the_measured_one():
     """96 samples that came at 35.8 a second with 39,669 tokens a second, and at 29.3 with 32,389."""
-    tokens = sum(sample.tokens for sample in workload())
+    tokens = sum(sample.tokens for sample in workload("finetuning"))
     assert tokens / 96 == pytest.approx(39669 / 35.8, rel=2e-3) and tokens / 96 == pytest.approx(32389 / 29.3, rel=2e-3)
 
 

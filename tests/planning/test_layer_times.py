@@ -123,8 +123,9 @@ def test_another_device_and_missing_parts_are_refused_and_splits_are_not():
     refuse_unlike(times, split, "H100")
 
 
-def test_the_search_stays_with_what_was_measured():
-    run = run_of(*WORDS)
+@pytest.mark.parametrize("words", [(), ("model.recompute=none", "model.recompute_parts=[mlp]")])
+def test_the_search_stays_with_what_was_measured(words):
+    run = run_of(*WORDS, *words)
     bench = bench_of(run, DGX, assumed_samples(run, Assume(), 400), as_modelled(run))
     best = search(run, bench).best
     assert len(best) > 1

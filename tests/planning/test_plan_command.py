@@ -25,7 +25,7 @@ def told(capsys, *words, code=0):
 
 def test_a_plan_says_memory_time_and_what_would_be_faster(capsys):
     out, err = told(capsys, *BIG[1:])
-    for what in ("nvlm_d_72b, sft, 16 nodes, 128 H100", "memory of a rank", "operations of a step", "GB that a rank sends",
+    for what in ("nvlm_d_72b, sft, 16 nodes, 128 H100", "element-wise compiled, Adam torch, weight gradients product, fp8 none", "memory of a rank", "operations of a step", "GB that a rank sends",
                  "GPU-hours", "assumed", "layouts that fit, fastest first", "to be typed"):
         assert what in out
     assert not err and "\x1b" not in out      # plain where nobody watches
@@ -54,6 +54,19 @@ def test_what_does_not_fit_is_refused_with_the_rank_and_what_would(capsys):
     limit = GPUS["h100"].memory
     assert all(rank_memory(run, 32, rank).total <= limit for rank in range(run.layout.pipeline))
     assert rank_memory(compose(words[:2])[0], 32, 0).total > limit
+
+
+def test_what_the_layout_would_have_to_compute_again_is_named(capsys):
+    words = ["recipe=nvlm_d_72b", "stage=sft", "layout.tensor=4", "layout.pipeline=2", "layout.first_stage_layers=null"]
+    _, err = told(capsys, *words, "data.pack_tokens=8192", "data.pack_tiles=28", "nodes=16", code=2)
+    setting = err.split("This layout fits with ")[1].split(". The fastest that does")[0]
+    run = compose([*words, "data.pack_tokens=8192", "data.pack_tiles=28", *setting.split()])[0]
+    assert all(rank_memory(run, 128, rank).total <= GPUS["h100"].memory for rank in range(2))
+
+
+def test_what_the_gpu_cannot_compute_is_refused(capsys):
+    _, err = told(capsys, *BIG[1:], "gpu=a100", "model.fp8=current", code=2)
+    assert "model.fp8=current needs compute capability 8.9 or higher" in err and "model.fp8=none" in err
 
 
 def test_another_engine_is_not_reckoned_with(capsys):

@@ -38,6 +38,11 @@ def test_proposals_are_possible_fit_and_are_ranked(big):
         assert max(memory.total for memory in plan.memory) * (1 + MEMORY_ERROR) <= on.cluster.gpu.memory
 
 
+def test_the_same_question_has_the_same_answer(big):
+    found, again = big[2], search(*bench(BIG))
+    assert [plan.run for plan in again.best] == [plan.run for plan in found.best] and again.refused == found.refused
+
+
 def test_the_best_is_no_slower_than_the_recipe(big):
     run, on, found = big
     assert Plan(run, on).fits_surely

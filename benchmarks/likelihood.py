@@ -1,4 +1,4 @@
-"""How likely a model finds given answers: the loss of texts that it is shown, without writing anything."""
+"""How likely a model finds given answers, for the study of text ability: the loss of texts that it is shown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
