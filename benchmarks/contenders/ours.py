@@ -24,6 +24,8 @@ from nvlm_train.training.profile.session import Session
 from nvlm_train.training.profile.summary import Share, summary
 
 SOURCE = "work"
+# Tiles of a row, for tokens to be what fills it: D's tiles are tokens themselves, and X's take none.
+TILES = {"d": 64, "x": 160, "h": 64}
 
 
 def run_of(workload: str, architecture: str, shapes: Shapes, overrides: Sequence[str]) -> Run:
@@ -37,7 +39,7 @@ def run_of(workload: str, architecture: str, shapes: Shapes, overrides: Sequence
         "language.vocab": shapes.vocab, "language.tie_embeddings": "false", "language.weights": "null",
         "connector.hidden": shapes.width, "tokenizer": "tiny"}
     words = [f"recipe=nvlm_{architecture}_{recipe}", f"stage={STAGES[workload]}", *(f"model.{key}={value}" for key, value in sizes.items()),
-             f"data.pack_tokens={shapes.row}", f"data.max_tokens={shapes.row}", "data.pack_tiles=64", "run.dir=unused",
+             f"data.pack_tokens={shapes.row}", f"data.max_tokens={shapes.row}", f"data.pack_tiles={TILES[architecture]}", "run.dir=unused",
              f"data.blend.{SOURCE}.path=unused", *overrides]
     return compose(words)[0]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import floor
 from benchmarks.contenders import ceiling, ours, real
 from benchmarks.contenders.result import useful
 from benchmarks.contenders.workloads import SHAPES, WORKLOADS, in_sequence, pieces
@@ -52,6 +53,15 @@ def test_our_rows_hold_the_work(architecture, shown, kept):
     rows = ours.rows_of(run, pieces("finetuning", TINY), architecture, TINY, cached=False, dtype=torch.float32)
     assert sum(float(row.loss_weights_T.sum()) for row in rows) == sum(piece.supervised for piece in pieces("finetuning", TINY))
     assert (run.model.language.layers, run.model.language.hidden, run.model.language.tie_embeddings) == (28, 1536, False)
+
+
+@pytest.mark.parametrize("architecture, rows", [("d", 14), ("x", 3), ("h", 6)])
+def test_rows_end_for_their_tokens_and_not_for_their_tiles(architecture, rows):
+    """The fewest rows that could hold them: finetuning's tokens at full size are 13.0, 2.8 and 5.1 rows of 8,192. And what a plan of these
+    rows says lies between the rate of a large product and half of it."""
+    (found, cached) = floor.needs("finetuning", architecture, "1.5b")
+    assert found["rows"] == rows and found["samples"] == 96
+    assert cached["planned_s"] < found["planned_s"] and found["matmul_s"] < found["planned_s"] < 2 * found["matmul_s"]
 
 
 def test_the_ceilings_attention_stays_within_samples():
