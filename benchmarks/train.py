@@ -108,7 +108,7 @@ def table_of_real(one: dict) -> str:
     lines = ["| | samples/s | of in memory | TFLOP/s | waits, ms a step (p95) | share | p95 / median of seconds per operation | peak GiB |",
              "|---|---|---|---|---|---|---|---|"]
     peak = "–" if one["peak_gib"] is None else f"{one['peak_gib']:.1f}"
-    lines.append(f"| in memory | {one['samples_s_in_memory']:.1f} | 1 | | | | | |")
+    lines.append(f"| in memory | {one['samples_s_in_memory']:.1f} | 1 | | | | {one['spread_in_memory']:.2f} | |")
     lines.append(f"| from shards, {one['threads']} threads | {one['samples_s']:.1f} | {one['of_memory']:.2f} | {one['tflops']:.4g} | {one['wait_ms']:.1f} "
                  f"({one['wait_ms_p95']:.1f}) | {one['wait_share']:.1%} | {one['spread']:.2f} | {peak} |")
     told = (f"{one['steps']} steps, {one['epochs']:.1f} epochs, {one['refused']} slots refused; {one['cores']} cores, of which others used "

@@ -81,14 +81,19 @@ def _steps(run: Run, engine: MegatronEngine, batches: Iterable[StepBatch]) -> li
 def facts(read: list[dict], kept: list[dict]) -> dict:
     """From the steps of both ways: samples a second over all of them; waits for the loader; how evenly useful operations are done."""
     seconds, waits = sum(step["seconds"] for step in read), [step["wait_s"] for step in read]
-    each = [step["seconds"] / step["flops"] for step in read]
     rate = sum(step["samples"] for step in read) / seconds
     in_memory = sum(step["samples"] for step in kept) / sum(step["seconds"] for step in kept)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
     return {"steps": len(read), "seconds": seconds / len(read), "samples_s": rate, "samples_s_in_memory": in_memory,
             "of_memory": rate / in_memory, "tflops": sum(step["flops"] for step in read) / seconds / 1e12, "wait_ms": 1e3 * statistics.mean(waits),
-            "wait_ms_p95": 1e3 * p95(waits), "wait_share": sum(waits) / seconds, "spread": p95(each) / statistics.median(each),
-            "peak_gib": peak}
+            "wait_ms_p95": 1e3 * p95(waits), "wait_share": sum(waits) / seconds, "spread": spread(read),
+            "spread_in_memory": spread(kept), "peak_gib": peak}
+
+
+def spread(steps: Sequence[dict]) -> float:
+    """p95 over median of seconds per useful operation."""
+    each = [step["seconds"] / step["flops"] for step in steps]
+    return p95(each) / statistics.median(each)
 
 
 def p95(values: Sequence[float]) -> float:

@@ -30,7 +30,9 @@ _device: ModuleType | None = None
 
 
 def problem() -> str | None:
-    """Why there can be none here; None if there can."""
+    """Why there can be none here; None if there can, or is."""
+    if _device is not None:
+        return None
     if torch.version.cuda or torch.version.hip:
         return "a torch built for GPUs has kernels of its own for the device"
     if not shutil.which("c++"):

@@ -113,6 +113,7 @@ def test_waits_and_spread_are_told_over_all_steps():
     assert found["samples_s"] == pytest.approx(160 / 42) and found["of_memory"] == pytest.approx(40 / 42)
     assert found["wait_ms"] == pytest.approx(150) and found["wait_share"] == pytest.approx(3 / 42) and found["tflops"] == pytest.approx(200 / 42e12)
     assert found["spread"] == pytest.approx(1 + 0.05)       # between the 19th of 20 values, 0.2 s, and the 20th, 0.4, a twentieth of the way
+    assert found["spread_in_memory"] == 1
     assert real.p95([1.0] * 10 + [2.0] * 10) == 2.0
 
 
