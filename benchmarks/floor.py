@@ -60,8 +60,10 @@ def needs(workload: str, architecture: str, size: str, *words: str) -> Iterator[
         samples = [[sample._replace(cached=cached * sample.tiles) for sample in row] for row in works]
         flops = useful_flops(run.model, learned, [sample for row in samples for sample in row])
         step = Step(tuple(row_of(row, run.data.pack_tokens) for row in samples), fill=1.0, imbalance=0.0)
-        yield {"workload": workload, "model": architecture, "settings": words, "cached": cached, "rows": len(rows), "samples": sum(map(len, works)), "flops": flops.total,
-               "shares": {name: getattr(flops, name) / flops.total for name in COMPONENTS}, "matmul_s": flops.total / MATMUL, "planned_s": step_time(run, h100, step, 1, flops).seconds,
+        yield {"workload": workload, "model": architecture, "settings": words, "cached": cached, "rows": len(rows),
+               "samples": sum(map(len, works)), "flops": flops.total,
+               "shares": {name: getattr(flops, name) / flops.total for name in COMPONENTS}, "matmul_s": flops.total / MATMUL,
+               "planned_s": step_time(run, h100, step, 1, flops).seconds,
                "trained": trained, "update_bytes": UPDATE_BYTES * trained, "planned_gib": planned / 2**30,
                "bound_gib": memory_bound(CEILING_GIB[workload], trained)}
 

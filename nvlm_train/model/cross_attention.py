@@ -54,8 +54,8 @@ def plan_reads(spans: list[tuple[int, int, int, int]], device: torch.device) -> 
     def places(ranges):
         return send(torch.cat([torch.zeros(0, dtype=torch.long), *(torch.arange(a, b) for a, b in ranges)]), device)
 
-    return Reads(tuple(spans), places((s[0], s[1]) for s in spans), places((s[2], s[3]) for s in spans), cumulative(queries, device), cumulative(keys, device),
-                 max(queries, default=0), max(keys, default=0))
+    return Reads(tuple(spans), places((s[0], s[1]) for s in spans), places((s[2], s[3]) for s in spans),
+                 cumulative(queries, device), cumulative(keys, device), max(queries, default=0), max(keys, default=0))
 
 
 def _span_by_span(q: Tensor, k: Tensor, v: Tensor, reads: Reads) -> Tensor:

@@ -41,7 +41,8 @@ def _own(plan: Plan) -> dict:
     run, time, cluster = plan.run, plan.time, plan.bench.cluster
     return {
         "recipe": run.recipe, "stage": run.stage, "gpu": cluster.gpu.name, "nodes": cluster.nodes, "gpus": cluster.world,
-        "layout": settings(run), "kernels": plan.bench.fabric(run).kernels.line(), "replicas": plan.bench.replicas(run), "gpu_memory": cluster.gpu.memory,
+        "layout": settings(run), "kernels": plan.bench.fabric(run).kernels.line(), "replicas": plan.bench.replicas(run),
+        "gpu_memory": cluster.gpu.memory,
         "memory": [_memory(plan, rank) for rank in range(run.layout.pipeline)], "fullest": plan.fullest, "tight": not plan.fits_surely,
         "sample": means(plan.bench.samples), "rows": len(plan.step.rows), "fill": plan.step.fill, "imbalance": plan.step.imbalance,
         "flops": {name: {"useful": getattr(time.useful, name), "done": getattr(time.done, name)} for name in COMPONENTS},

@@ -81,7 +81,8 @@ def _at_layers(s: Sizes, layers: range, part: Kept, last: bool) -> list[int]:
     first = (s.S * m.hidden + T * m.hidden + 2 * T * f + 2 * f * m.hidden * up) * s.b - ((2 if s.compiled else 4) * s.b + kept) * T * f
     between = (3 * s.b - kept) * T * f if s.compiled else 0
     casts = _casts_at_the_backward(s, down, up)
-    return [again + tied_gradient(s) - part.logits + moment for moment in (second * s.b + casts[0], between, first + casts[1], *_at_attention(s))]
+    moments = (second * s.b + casts[0], between, first + casts[1], *_at_attention(s))
+    return [again + tied_gradient(s) - part.logits + moment for moment in moments]
 
 
 def _casts_at_the_backward(s: Sizes, down: bool, up: bool) -> tuple[int, int]:

@@ -6,14 +6,10 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/detail/CUDAHooksInterface.h>
-#include <ATen/native/Resize.h>
-#include <ATen/native/TensorFactories.h>
-#include <ATen/native/TensorShape.h>
 #include <ATen/ops/_local_scalar_dense_native.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/resize_native.h>
-#include <ATen/ops/set_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
@@ -35,7 +31,7 @@ const c10::Device gpu(c10::kCUDA, std::getenv("LOCAL_RANK") ? std::atoi(std::get
 
 std::mutex lock;
 std::map<std::string, int64_t> waits;           // what the host waited for -> how often
-std::map<const char*, size_t> pinned;     // begin -> bytes
+std::map<const char*, size_t> pinned;           // begin -> bytes
 std::atomic<bool> refused{false};               // to wait is an error
 thread_local int uncounted = 0;
 
@@ -308,8 +304,6 @@ at::Scalar local_scalar(const Tensor& self) {
   return at::native::_local_scalar_dense_cpu(host(self));
 }
 
-void record_stream(Tensor&, at::Stream) {}
-
 int64_t plain_attention(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, double, bool, std::optional<double>,
                         bool) {
   return 0;     // written out in products and a softmax
@@ -327,23 +321,21 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("set_.source_Tensor", &set_tensor);
   m.impl("copy_", &copy_);
   m.impl("_local_scalar_dense", &local_scalar);
-  m.impl("record_stream", &record_stream);
   m.impl("_fused_sdp_choice", &plain_attention);
 }
 TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&on_the_cpu>()); }
 
 // -- messages between processes: gloo's, on the same memory ----------------------------------------------------------------
 
-template <class T>
-T hosts(T value) { return value; }
-template <>
-std::vector<Tensor> hosts(std::vector<Tensor> list) {
-  for (auto& t : list) t = host(t);
+using List = std::vector<Tensor>;
+using Lists = std::vector<List>;
+
+List host(List list) {
+  for (Tensor& t : list) t = host(t);
   return list;
 }
-template <>
-std::vector<std::vector<Tensor>> hosts(std::vector<std::vector<Tensor>> lists) {
-  for (auto& list : lists) list = hosts(list);
+Lists host(Lists lists) {
+  for (List& list : lists) list = host(list);
   return lists;
 }
 
@@ -351,60 +343,49 @@ struct Messages : c10d::Backend {
   c10::intrusive_ptr<c10d::Backend> gloo;
   explicit Messages(c10::intrusive_ptr<c10d::Backend> gloo) : c10d::Backend(gloo->getRank(), gloo->getSize()), gloo(gloo) {}
   using Work = c10::intrusive_ptr<c10d::Work>;
-  using List = std::vector<Tensor>;
-  using Lists = std::vector<List>;
+
+  // A backend's method takes lists that it may change: these are its own.
+  template <class Method, class... Arguments>
+  Work by_gloo(Method method, Arguments... arguments) { return (gloo.get()->*method)(arguments...); }
 
   const std::string getBackendName() const override { return "fake"; }
   bool supportsCoalescing() const override { return false; }
-  Work broadcast(List& t, const c10d::BroadcastOptions& o) override { auto h = hosts(t); return gloo->broadcast(h, o); }
-  Work allreduce(List& t, const c10d::AllreduceOptions& o) override { auto h = hosts(t); return gloo->allreduce(h, o); }
+  Work broadcast(List& t, const c10d::BroadcastOptions& o) override { return by_gloo(&Backend::broadcast, host(t), o); }
+  Work allreduce(List& t, const c10d::AllreduceOptions& o) override { return by_gloo(&Backend::allreduce, host(t), o); }
   Work allreduce_coalesced(List& t, const c10d::AllreduceCoalescedOptions& o) override {
-    auto h = hosts(t);
-    return gloo->allreduce_coalesced(h, o);
+    return by_gloo(&Backend::allreduce_coalesced, host(t), o);
   }
-  Work reduce(List& t, const c10d::ReduceOptions& o) override { auto h = hosts(t); return gloo->reduce(h, o); }
+  Work reduce(List& t, const c10d::ReduceOptions& o) override { return by_gloo(&Backend::reduce, host(t), o); }
   Work allgather(Lists& out, List& in, const c10d::AllgatherOptions& o) override {
-    auto a = hosts(out);
-    auto b = hosts(in);
-    return gloo->allgather(a, b, o);
+    return by_gloo(&Backend::allgather, host(out), host(in), o);
   }
   Work _allgather_base(Tensor& out, Tensor& in, const c10d::AllgatherOptions& o) override {
-    auto a = host(out), b = host(in);
-    return gloo->_allgather_base(a, b, o);
+    return by_gloo(&Backend::_allgather_base, host(out), host(in), o);
   }
   Work allgather_into_tensor_coalesced(List& out, List& in, const c10d::AllgatherOptions& o) override {
-    auto a = hosts(out), b = hosts(in);
-    return gloo->allgather_into_tensor_coalesced(a, b, o);
+    return by_gloo(&Backend::allgather_into_tensor_coalesced, host(out), host(in), o);
   }
   Work gather(Lists& out, List& in, const c10d::GatherOptions& o) override {
-    auto a = hosts(out);
-    auto b = hosts(in);
-    return gloo->gather(a, b, o);
+    return by_gloo(&Backend::gather, host(out), host(in), o);
   }
   Work scatter(List& out, Lists& in, const c10d::ScatterOptions& o) override {
-    auto a = hosts(out);
-    auto b = hosts(in);
-    return gloo->scatter(a, b, o);
+    return by_gloo(&Backend::scatter, host(out), host(in), o);
   }
   Work reduce_scatter(List& out, Lists& in, const c10d::ReduceScatterOptions& o) override {
-    auto a = hosts(out);
-    auto b = hosts(in);
-    return gloo->reduce_scatter(a, b, o);
+    return by_gloo(&Backend::reduce_scatter, host(out), host(in), o);
   }
   Work _reduce_scatter_base(Tensor& out, Tensor& in, const c10d::ReduceScatterOptions& o) override {
-    auto a = host(out), b = host(in);
-    return gloo->_reduce_scatter_base(a, b, o);
+    return by_gloo(&Backend::_reduce_scatter_base, host(out), host(in), o);
   }
   Work reduce_scatter_tensor_coalesced(List& out, List& in, const c10d::ReduceScatterOptions& o) override {
-    auto a = hosts(out), b = hosts(in);
-    return gloo->reduce_scatter_tensor_coalesced(a, b, o);
+    return by_gloo(&Backend::reduce_scatter_tensor_coalesced, host(out), host(in), o);
   }
-  Work alltoall_base(Tensor& out, Tensor& in, std::vector<int64_t>& outs, std::vector<int64_t>& ins, const c10d::AllToAllOptions& o) override {
-    auto a = host(out), b = host(in);
-    return gloo->alltoall_base(a, b, outs, ins, o);
+  Work alltoall_base(Tensor& out, Tensor& in, std::vector<int64_t>& outs, std::vector<int64_t>& ins,
+                     const c10d::AllToAllOptions& o) override {
+    return by_gloo(&Backend::alltoall_base, host(out), host(in), outs, ins, o);
   }
-  Work send(List& t, int to, int tag) override { auto h = hosts(t); return gloo->send(h, to, tag); }
-  Work recv(List& t, int from, int tag) override { auto h = hosts(t); return gloo->recv(h, from, tag); }
+  Work send(List& t, int to, int tag) override { return by_gloo(&Backend::send, host(t), to, tag); }
+  Work recv(List& t, int from, int tag) override { return by_gloo(&Backend::recv, host(t), from, tag); }
   Work barrier(const c10d::BarrierOptions& o) override { return gloo->barrier(o); }
 };
 
@@ -414,7 +395,6 @@ PYBIND11_MODULE(fake_gpu, m) {
   c10::impl::device_guard_impl_registry[static_cast<size_t>(c10::kCUDA)].store(&guard);
   c10::SetAllocator(c10::kCUDA, &device_memory, 255);
   answer_for_cuda();
-  m.def("found", []() { return at::globalContext().hasCUDA(); });
   m.def("waits", []() { std::lock_guard<std::mutex> held(lock); return waits; });
   m.def("refuse", [](bool on) { refused = on; });
   m.def("forget", []() { std::lock_guard<std::mutex> held(lock); waits.clear(); });

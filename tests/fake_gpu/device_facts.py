@@ -59,7 +59,8 @@ def main() -> None:
     leaf = torch.ones(3, requires_grad=True, device="cuda")
     (leaf * there[:, 0]).sum().backward()
     facts = {
-        "device": str(there.device), "graph": [str(leaf.grad.device), leaf.grad.tolist()], "through a view": there.tolist(), "out": grown.tolist(),
+        "device": str(there.device), "graph": [str(leaf.grad.device), leaf.grad.tolist()], "through a view": there.tolist(),
+        "out": grown.tolist(),
         "refused": {
             "both memories": refused(lambda: here + there),
             "numpy": refused(lambda: there.numpy()),
@@ -67,8 +68,9 @@ def main() -> None:
             "flash in fp32": refused(lambda: varlen_attn(
                 *[halves.float().view(8, 2, 8)] * 3, *[torch.tensor([0, 8], dtype=torch.int32).cuda()] * 2, 8, 8)),
             "a product of fp32 with out_dtype": refused(lambda: torch.mm(halves.float(), halves.float().t(), out_dtype=torch.float32)),
-            "fp8 rows": refused(lambda: torch._scaled_mm(halves.to(torch.float8_e4m3fn), torch.ones(16, 16, device="cuda").to(torch.float8_e4m3fn),
-                                                         *[torch.ones((), device="cuda")] * 2))},
+            "fp8 rows": refused(lambda: torch._scaled_mm(
+                halves.to(torch.float8_e4m3fn), torch.ones(16, 16, device="cuda").to(torch.float8_e4m3fn),
+                *[torch.ones((), device="cuda")] * 2))},
         "counted": {
             "nothing": counted(device, lambda: (there * 2 + there.sum(), pinned.to("cuda", non_blocking=True))),
             "item": counted(device, lambda: there.sum().item()),

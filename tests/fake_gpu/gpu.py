@@ -74,8 +74,9 @@ def _built() -> Path:
             own = Path(folder) / made.name
             include = [f"-I{path}" for path in (*cpp_extension.include_paths(), sysconfig.get_path("include"))]
             libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
-            done = subprocess.run(["c++", "-std=c++20", "-O1", "-fPIC", "-shared", "-DUSE_C10D_GLOO", *include, str(SOURCE), "-o", str(own), *libraries,
-                                   "-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"], capture_output=True, text=True, check=False)
+            command = ["c++", "-std=c++20", "-O1", "-fPIC", "-shared", "-DUSE_C10D_GLOO", *include, str(SOURCE), "-o", str(own),
+                       *libraries, "-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(f"{SOURCE.name} does not compile against torch {torch.__version__}:\n{done.stderr[-4000:]}")
             os.replace(own, made)       # two processes at once make the same twice

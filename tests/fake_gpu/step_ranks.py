@@ -10,8 +10,7 @@ from nvlm_train.data.tokenizer import load_tokenizer
 from nvlm_train.engine.megatron import MegatronEngine
 from nvlm_train.training.builtin import with_builtin_data
 from tests.fake_gpu import gpu
-
-SETTINGS = ("train.steps=3", "train.global_batch=8", "train.warmup_steps=0", "train.lr=5e-4", "train.min_lr=0")
+from tests.parity.train_ranks import RATES
 
 
 def steps(run) -> tuple[list[dict], str]:
@@ -32,7 +31,7 @@ def main() -> None:
     out, *overrides = sys.argv[1:]
     found = {}
     for recipe in ("nvlm_d_tiny", "nvlm_x_tiny", "nvlm_h_tiny"):
-        for run in compose([f"recipe={recipe}", *SETTINGS, *overrides]):
+        for run in compose([f"recipe={recipe}", "train.steps=3", *RATES, *overrides]):
             curve, plan = steps(run)
             found[f"{recipe} {run.stage}"] = {"steps": curve, "plan": plan}
     Path(out).write_text(json.dumps(found))
